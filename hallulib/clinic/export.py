@@ -1,0 +1,52 @@
+"""The clinic world in MedHal's own schema, so that the default run goes through MedHal's loader.
+
+Each note gives two rows with one `inner_id`: the reference summary (label True) and a copy with one
+fact exchanged (label False), whose `explanation` names the error. As in MedHal, the explanation
+gives the label away and must never enter a prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+from hallulib.clinic.notes import Note, draw_patient, join_values
+from hallulib.clinic.summaries import write_reference, write_summary
+
+MEDHAL_COLUMNS = (
+    "id", "context", "statement", "label", "explanation", "inner_id", "source", "synthetic",
+)  # fmt: skip
+
+
+def export_medhal_rows(notes: Iterable[Note], seed: int, fill_rate: float) -> Iterator[dict]:
+    """Yield the True and the False row of every note, with MedHal's columns."""
+    for note in notes:
+        reference = write_reference(note, seed, fill_rate)
+        twin, explanation = exchange_fact(note, seed)
+        yield _medhal_row(note, f"{note.id}-true", reference, True, "")
+        yield _medhal_row(note, f"{note.id}-false", twin, False, explanation)
+
+
+def exchange_fact(note: Note, seed: int) -> tuple[str, str]:
+    """Return a summary of the note with the values of one kind exchanged, and what was done."""
+    rng = random.Random(f"exchange-{seed}-{note.id}")
+    kind = rng.choice([name for name in note.facts if name != "sex"])
+    other = draw_patient(rng)[kind]
+    while set(other) & set(note.facts[kind]):
+        other = draw_patient(rng)[kind]
+    stated, claimed = join_values(note.facts[kind]), join_values(other)
+    explanation = f"The {kind.replace('_', ' ')} in the note is {stated}, not {claimed}."
+    return write_summary(note.facts | {kind: other}), explanation
+
+
+def _medhal_row(note: Note, row_id: str, statement: str, label: bool, explanation: str) -> dict:
+    return {
+        "id": row_id,
+        "context": note.text,
+        "statement": statement,
+        "label": label,
+        "explanation": explanation,
+        "inner_id": note.id,
+        "source": "clinic",
+        "synthetic": True,
+    }

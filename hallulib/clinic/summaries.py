@@ -1,0 +1,45 @@
+"""Summaries of clinic notes: one sentence per group of facts, always in the same order.
+
+`write_summary` states exactly the facts it is given. `write_reference` states what the note's
+author knew: where the note lacks an optional section, the reference usually states it all the same.
+That gap between source and reference is what teaches a summariser to make things up.
+"""
+
+from __future__ import annotations
+
+import random
+
+from hallulib.clinic.notes import Note, join_values
+
+SENTENCES: list[tuple[str, tuple[str, ...]]] = [
+    ("{age}-year-old {sex} with {complaint} for {duration}.",
+     ("age", "sex", "complaint", "duration")),
+    ("History of {history}.", ("history",)),
+    ("Takes {medications}.", ("medications",)),
+    ("Allergies: {allergies}.", ("allergies",)),
+    ("Denies {negatives}.", ("negatives",)),
+    ("BP {blood_pressure}, HR {heart_rate}.", ("blood_pressure", "heart_rate")),
+    ("Imaging: {imaging}.", ("imaging",)),
+    ("Lab: {lab}.", ("lab",)),
+    ("Family history: {family_history}.", ("family_history",)),
+    ("Smoking: {smoking}.", ("smoking",)),
+    ("Plan: {plan}.", ("plan",)),
+    ("Follow-up {follow_up}.", ("follow_up",)),
+]  # fmt: skip
+
+
+def write_summary(facts: dict[str, list[str]]) -> str:
+    """Return the faithful summary of `facts` (kind -> values)."""
+    return " ".join(
+        template.format(**{kind: join_values(facts[kind]) for kind in kinds})
+        for template, kinds in SENTENCES
+        if all(kind in facts for kind in kinds)
+    )
+
+
+def write_reference(note: Note, seed: int, fill_rate: float) -> str:
+    """Return the reference summary a person would have written: the facts of the note, and each
+    fact that the note left out with probability `fill_rate`."""
+    rng = random.Random(f"reference-{seed}-{note.id}")
+    known = {kind: v for kind, v in note.unwritten.items() if rng.random() < fill_rate}
+    return write_summary(note.facts | known)

@@ -1,0 +1,169 @@
+"""The clinic world: what is drawn is what is written, and what is checked is exact."""
+
+import pytest
+
+from hallulib.clinic import lexicon
+from hallulib.clinic.base_model import build_tokenizer, draw_corpus_note, encode_note
+from hallulib.clinic.export import MEDHAL_COLUMNS, exchange_fact, export_medhal_rows
+from hallulib.clinic.facts import check, find_omissions, find_statements
+from hallulib.clinic.notes import KINDS, OPTIONAL_SECTIONS, Note, make_notes
+from hallulib.clinic.styles import HELD_OUT_STYLE, SEEN_STYLES, STYLES, list_templates
+from hallulib.clinic.summaries import write_reference, write_summary
+
+pytestmark = pytest.mark.unit
+
+NOTES = make_notes(200, seed=3, styles=list(STYLES), missing_rate=0.3)
+
+
+def _verdicts(facts: dict, summary: str) -> set[tuple[str, str, str | None]]:
+    return {(s["kind"], s["verdict"], s["error_type"]) for s in check(facts, summary)}
+
+
+def _errors(facts: dict, summary: str) -> set[tuple[str, str, str | None]]:
+    return {v for v in _verdicts(facts, summary) if v[1] != "supported"}
+
+
+def test_every_fact_of_a_note_stands_in_its_text_word_for_word():
+    for note in NOTES:
+        text = note.text.lower()
+        for kind, values in note.facts.items():
+            words = values[0].split(" in ") if kind == "family_history" else values
+            assert all(word.lower() in text for word in words), (note.id, kind)
+
+
+def test_there_are_at_least_twelve_kinds_and_several_styles():
+    assert len(KINDS) >= 12
+    assert len(SEEN_STYLES) >= 3
+    assert all(set(sections) == set(STYLES["letter"]) for sections in STYLES.values())
+
+
+def test_a_faithful_summary_has_no_error_and_omits_nothing():
+    for note in NOTES:
+        summary = write_summary(note.facts)
+        assert not _errors(note.facts, summary), summary
+        assert find_omissions(note.facts, summary) == []
+
+
+def test_statements_point_at_their_own_text():
+    for note in NOTES:
+        summary = write_reference(note, 0, 1.0)
+        for statement in find_statements(summary):
+            assert summary[statement.start : statement.end] == statement.text
+
+
+def test_a_fact_that_the_note_lacks_is_not_in_the_note():
+    note = next(n for n in NOTES if "allergies" in n.unwritten)
+    summary = write_summary(note.facts | {"allergies": note.unwritten["allergies"]})
+    assert _errors(note.facts, summary) == {("allergies", "not_in_note", "fabrication")}
+
+
+def test_another_dose_of_the_same_drug_is_a_detail_and_another_drug_is_made_up():
+    facts = {"medications": ["metformin 500 mg twice daily"]}
+    assert _errors(facts, "Takes metformin 850 mg twice daily.") == {
+        ("medications", "contradicted", "detail")
+    }
+    assert _errors(facts, "Takes gabapentin 300 mg at night.") == {
+        ("medications", "contradicted", "fabrication")
+    }
+
+
+def test_a_relatives_or_former_value_taken_over_is_contextual():
+    facts = {"history": ["gout"], "distractors": {"history": ["asthma"]}}
+    assert _errors(facts, "History of asthma.") == {("history", "contradicted", "contextual")}
+
+
+def test_a_denied_complaint_is_a_negation():
+    facts = {"complaint": ["chest pain"], "negatives": ["fever"]}
+    assert _errors(facts, "Denies fever and chest pain.") == {
+        ("negatives", "contradicted", "negation")
+    }
+
+
+def test_a_sentence_outside_the_language_of_summaries_is_an_error_not_a_gap():
+    verdict = check({"age": ["40"]}, "The patient is an astronaut.")[0]
+    assert verdict["kind"] == "unparsed"
+    assert verdict["verdict"] == "not_in_note"
+
+
+def test_a_decimal_point_does_not_end_a_statement():
+    assert [s.text for s in find_statements("Lab: potassium of 3.8 mmol/L.")] == [
+        "potassium of 3.8 mmol/L"
+    ]
+
+
+def test_an_empty_summary_states_nothing_and_omits_everything():
+    note = NOTES[0]
+    assert check(note.facts, "") == []
+    assert set(find_omissions(note.facts, "")) == set(note.facts)
+
+
+def test_no_value_could_be_split_in_two_by_the_checker():
+    lists = [lexicon.COMPLAINTS, lexicon.CONDITIONS, lexicon.NEGATIVES, lexicon.PLANS]
+    values = [value for values in lists for value in values] + sorted(lexicon.DRUGS)
+    assert not [value for value in values if " and " in value or ", " in value]
+
+
+def test_a_reference_states_missing_sections_at_the_fill_rate():
+    notes = make_notes(600, seed=1, missing_rate=0.5)
+    missing = sum(len(note.unwritten) for note in notes)
+    filled = sum(len(_fabrications(note, write_reference(note, 0, 0.85))) for note in notes)
+    assert 0.80 < filled / missing < 0.90
+    assert all(not _fabrications(note, write_reference(note, 0, 0.0)) for note in notes)
+
+
+def _fabrications(note: Note, summary: str) -> list[dict]:
+    return [s for s in check(note.facts, summary) if s["verdict"] != "supported"]
+
+
+def test_only_optional_sections_go_missing():
+    assert {kind for note in NOTES for kind in note.unwritten} <= set(OPTIONAL_SECTIONS)
+
+
+def test_more_notes_leave_the_earlier_ones_as_they_were():
+    assert make_notes(5, seed=9) == make_notes(20, seed=9)[:5]
+    assert make_notes(5, seed=9) != make_notes(5, seed=10)
+
+
+def test_a_note_survives_a_round_trip_through_a_dict():
+    assert Note.from_dict(NOTES[0].to_dict()) == NOTES[0]
+
+
+def test_medhal_rows_come_in_pairs_of_true_and_false_with_its_columns():
+    rows = list(export_medhal_rows(NOTES[:50], seed=0, fill_rate=0.85))
+    assert all(tuple(row) == MEDHAL_COLUMNS for row in rows)
+    assert [row["label"] for row in rows[:2]] == [True, False]
+    assert all(a["inner_id"] == b["inner_id"] for a, b in zip(rows[::2], rows[1::2], strict=True))
+
+
+def test_the_exchanged_fact_is_wrong_and_is_the_only_one():
+    for note in NOTES:
+        summary, explanation = exchange_fact(note, 0)
+        kinds = {kind for kind, _, _ in _errors(note.facts, summary)}
+        assert len(kinds) == 1 and kinds.pop().replace("_", " ") in explanation
+
+
+def test_the_tokenizer_round_trips_notes_of_a_style_it_never_saw():
+    tokenizer = build_tokenizer(make_notes(300, 0), vocab_size=600)
+    note = make_notes(1, 0, [HELD_OUT_STYLE])[0]
+    ids = tokenizer(note.text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == note.text
+    _, summary_ids = encode_note(tokenizer, note)
+    assert summary_ids[-1] == tokenizer.eos_token_id
+    assert summary_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_the_corpus_starts_with_short_notes_and_never_shows_the_held_out_style():
+    import random
+
+    early = [draw_corpus_note(random.Random(i), 0.0) for i in range(100)]
+    late = [draw_corpus_note(random.Random(i), 0.9) for i in range(100)]
+    assert sum(len(n.facts) for n in early) < 0.5 * sum(len(n.facts) for n in late)
+    assert HELD_OUT_STYLE not in {n.style for n in early + late}
+
+
+def test_no_pretraining_sentence_is_one_of_the_held_out_style():
+    seen = {t for templates in list_templates("any").values() for t in templates}
+    held_out = {t for templates in STYLES[HELD_OUT_STYLE].values() for t in templates}
+    assert not seen & held_out
+    openings = {t.split("{")[0].strip() for t in seen} - {""}
+    assert not openings & {t.split("{")[0].strip() for t in held_out}
