@@ -1,0 +1,135 @@
+"""The data stage: any source -> three splits of one schema, and an audit of what is in them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hallulib.clinic.export import export_medhal_rows
+from hallulib.clinic.notes import Note, make_notes
+from hallulib.clinic.styles import HELD_OUT_STYLE, SEEN_STYLES
+from hallulib.data.audit import audit_references, audit_splits
+from hallulib.data.files import load_own_rows
+from hallulib.data.medhal import load_medhal_rows
+from hallulib.data.schema import SPLITS, read_rows, write_rows
+from hallulib.data.splits import find_leaks, split_rows
+from hallulib.errors import DataError
+from hallulib.models import load_tokenizer
+from hallulib.paths import resolve_path, write_json_atomic, write_text_atomic
+from hallulib.recipe import Recipe
+from hallulib.run import Run
+from hallulib.stage import stage
+
+Splits = dict[str, list[dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class DataResult:
+    """What the data stage wrote: rows per split, and the audit."""
+
+    folder: Path
+    counts: dict[str, int]
+    audit: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, split: str) -> list[dict[str, str]]:
+        """The rows of one split ("train", "validation", "test")."""
+        return read_rows(self.folder / f"{split}.parquet")
+
+
+def load_data_result(run: Run) -> DataResult:
+    """Read the result of a finished data stage. Raises MissingArtifact if there is none."""
+    audit = json.loads(run.require("data/audit.json").read_text("utf-8"))
+    counts = {name: part["rows"] for name, part in audit["splits"].items()}
+    return DataResult(run.path("data"), counts, audit)
+
+
+@stage("data", load=load_data_result)
+def prepare_data(recipe: Recipe, run: Run) -> DataResult:
+    """Write data/{train,validation,test}.parquet and data/audit.json.
+
+    Sources: the clinic world (in MedHal's schema), MedHal itself, or the user's own file.
+    Raises DataError naming file, row, column and the next step.
+    """
+    splits, dropped = load_splits(recipe, run)
+    leaks = find_leaks(splits, "group_id")
+    if leaks:
+        raise DataError(
+            f"the group {leaks[0]!r} stands in more than one split ({len(leaks)} such groups)",
+            "give every document or patient one group_id",
+        )
+    audit = {"source": recipe.data.source, "path": recipe.data.path, "dropped": dropped}
+    audit |= audit_splits(splits, load_tokenizer(recipe), recipe.model.max_length)
+    audit["references"] = audit_references(splits["train"])
+    for name in SPLITS:
+        write_rows(run.path(f"data/{name}.parquet"), splits[name])
+    write_json_atomic(run.path("data/audit.json"), audit)
+    counts = {name: len(splits[name]) for name in SPLITS}
+    return DataResult(run.path("data"), counts, audit, notes={"rows": counts, "dropped": dropped})
+
+
+def load_splits(recipe: Recipe, run: Run) -> tuple[Splits, dict[str, int]]:
+    """Return (split -> rows, dropped: reason -> count) from the recipe's source."""
+    data = recipe.data
+    if data.source == "clinic":
+        return make_clinic_splits(recipe, run.path("data/medhal"))
+    if not data.path:
+        raise DataError(
+            f"data.source is {data.source!r}, but data.path is empty",
+            "set data.path to a .csv, .jsonl or .parquet file"
+            + (" or to a hub id such as GM07/medhal" if data.source == "medhal" else ""),
+        )
+    if data.source == "medhal":
+        rows, dropped = load_medhal_rows(data.path, data.prompt_template)
+    else:
+        rows, dropped = load_own_rows(resolve_path(data.path), data.prompt_template)
+    sizes = {name: getattr(data, f"{name}_size") for name in SPLITS}
+    return split_rows(rows, sizes, recipe.seed), dropped
+
+
+def make_clinic_splits(recipe: Recipe, folder: Path) -> tuple[Splits, dict[str, int]]:
+    """Make the clinic notes, write them in MedHal's schema, and read them as MedHal is read.
+
+    A reference is labelled True: its author knew the patient, so all of it is true. Whether the
+    note says so is another question, and that gap is what this course is about. Half of the test
+    notes are in the style that no other split has.
+    """
+    splits: Splits = {}
+    dropped: dict[str, int] = {}
+    for name in SPLITS:
+        notes = make_split_notes(recipe, name)
+        path = folder / f"{name}.jsonl"
+        records = export_medhal_rows(notes, recipe.seed, recipe.data.reference_fill_rate)
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, "\n".join(lines) + "\n")
+        rows, reasons = load_medhal_rows(str(path), recipe.data.prompt_template)
+        dropped = {reason: dropped.get(reason, 0) + n for reason, n in reasons.items()}
+        by_text = {note.text.strip(): note for note in notes}
+        splits[name] = [_add_facts(row, by_text[row["context"]], name) for row in rows]
+    return splits, dropped
+
+
+def make_split_notes(recipe: Recipe, split: str) -> list[Note]:
+    """The notes of one split; the prefix keeps their ids, and so their random draws, apart."""
+    data, seed = recipe.data, recipe.seed
+    size = getattr(data, f"{split}_size")
+    if split != "test":
+        return make_notes(size, seed, SEEN_STYLES, data.missing_rate, prefix=split)
+    held_out = size // 2
+    return [
+        *make_notes(size - held_out, seed, SEEN_STYLES, data.missing_rate, prefix="test-seen"),
+        *make_notes(held_out, seed, [HELD_OUT_STYLE], data.missing_rate, prefix="test-held-out"),
+    ]
+
+
+def _add_facts(row: dict[str, str], note: Note, split: str) -> dict[str, str]:
+    """MedHal has no column for facts and style; the clinic adds them to the row it made."""
+    facts = note.facts | {"distractors": note.distractors}
+    return row | {
+        "id": note.id, "group_id": note.group_id, "split": split, "style": note.style,
+        "style_group": "held_out" if note.style == HELD_OUT_STYLE else "seen",
+        "facts": json.dumps(facts, ensure_ascii=False),
+    }  # fmt: skip

@@ -1,0 +1,84 @@
+"""The one row schema that every source ends in, and how rows are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hallulib.detectors.base import Source
+from hallulib.errors import DataError
+from hallulib.paths import display_path
+
+SPLITS = ("train", "validation", "test")
+# style_group is "seen", "held_out" or "" (unknown); facts is JSON, "" where they are not known
+COLUMNS = (
+    "id", "group_id", "source", "prompt", "reference", "split", "context", "style", "style_group",
+    "facts",
+)  # fmt: skip
+_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+
+
+def make_row(
+    row_id: str, group_id: str, source: str, prompt: str, reference: str, context: str
+) -> dict[str, str]:
+    """Return a row of the schema; split, style and facts stay empty until they are known."""
+    row = dict.fromkeys(COLUMNS, "")
+    return row | {
+        "id": row_id, "group_id": group_id, "source": source, "prompt": prompt,
+        "reference": reference, "context": context,
+    }  # fmt: skip
+
+
+def build_prompt(template: str, context: str) -> str:
+    """Put the note into the recipe's prompt template. Raises DataError without `{context}` in it.
+
+    Only the note goes in: nothing that says what the right answer is.
+    """
+    if "{context}" not in template:
+        raise DataError(
+            f"the prompt template {template!r} has no place for the note",
+            "write {context} into data.prompt_template of the recipe",
+        )
+    return template.replace("{context}", context)
+
+
+def hash_context(context: str) -> str:
+    """A group id from a note's text: same words, same group, whatever the spacing or case."""
+    normal = " ".join(context.lower().split())
+    return "ctx-" + hashlib.sha256(normal.encode()).hexdigest()[:16]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    """Write rows as parquet, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), partial)
+    os.replace(partial, path)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of one split. Raises DataError if a column of the schema is missing."""
+    table = pq.read_table(path)
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{display_path(path)} lacks the column {missing[0]!r} of the row schema",
+            "run notebook 01_data_prep again",
+        )
+    return table.select(list(COLUMNS)).to_pylist()
+
+
+def read_facts(row: dict[str, str]) -> dict | None:
+    """The fact table of a row, or None where the source does not know the facts."""
+    return json.loads(row["facts"]) if row["facts"] else None
+
+
+def read_source(row: dict[str, str]) -> Source:
+    """What a summary of this row is judged against."""
+    return Source(row["context"], read_facts(row))

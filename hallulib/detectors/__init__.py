@@ -1,0 +1,33 @@
+"""Detectors: one protocol, `judge(source, summary)`, for making pairs and for evaluation."""
+
+from __future__ import annotations
+
+from hallulib.detectors.base import (
+    Detector,
+    Judgement,
+    Source,
+    StatementVerdict,
+)
+from hallulib.detectors.entities import EntitiesDetector
+from hallulib.detectors.facts import FactsDetector
+from hallulib.detectors.noisy import NoisyJudge, measure_judge
+from hallulib.errors import ParameterError
+
+DETECTORS = {"facts": FactsDetector, "entities": EntitiesDetector}
+
+__all__ = [
+    "DETECTORS", "Detector", "EntitiesDetector", "FactsDetector", "Judgement", "NoisyJudge",
+    "Source", "StatementVerdict", "get_detector", "measure_judge",
+]  # fmt: skip
+
+
+def get_detector(name: str, **options: object) -> Detector:
+    """Return the detector of that name; options go to its constructor.
+
+    Raises ParameterError for an unknown name, naming those there are.
+    """
+    if name not in DETECTORS:
+        raise ParameterError(
+            f"there is no detector called {name!r}", f"use one of: {', '.join(DETECTORS)}"
+        )
+    return DETECTORS[name](**options)

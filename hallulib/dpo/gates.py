@@ -1,0 +1,118 @@
+"""Checks that always run before DPO trains: each names what is wrong, none can be switched off."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from hallulib.dpo.batching import TokenPair
+from hallulib.errors import GateFailed
+from hallulib.models import ADAPTER_FILES, lora_parameters
+from hallulib.paths import display_path, write_json_atomic
+
+REFERENCE_FILE = "reference.json"
+# How far the first loss may be from ln 2, and a margin from 0: rounding between the shapes of the
+# reference pass and of the first batch. A wrong reference is off by 0.04 (measured) and more.
+START_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
+
+
+def check_pairs(pairs: Sequence[TokenPair]) -> None:
+    """Raise GateFailed unless both completions of every pair say something, and not the same."""
+    for number, pair in enumerate(pairs):
+        # One token is the end token alone.
+        empty = len(pair.chosen_ids) < 2 or len(pair.rejected_ids) < 2
+        if empty or not pair.prompt_ids or pair.chosen_ids == pair.rejected_ids:
+            what = "an empty side" if empty else "an empty prompt or two identical completions"
+            raise GateFailed(
+                f"Pair {number} has {what}.",
+                "Make the pairs again with notebook 04_reference_cache.",
+            )
+
+
+def check_completion_mask(batch: dict[str, torch.Tensor], pairs: Sequence[TokenPair]) -> None:
+    """The first token of each completion is scored and no token of the prompt is."""
+    completions = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
+    prompts = [p.prompt_ids for p in pairs] * 2
+    for row, mask in enumerate(batch["completion_mask"]):
+        start, end = len(prompts[row]), len(prompts[row]) + len(completions[row])
+        if mask[:start].any() or not mask[start:end].all() or mask[end:].any():
+            raise GateFailed(
+                f"Row {row} of the first batch does not score exactly its completion.",
+                "This is a fault of dpo/batching.py, not of the data.",
+            )
+
+
+def check_single_adapter(model: torch.nn.Module) -> None:
+    """The SFT adapter is reused: one adapter, named "default", and no LoRA layer within another."""
+    next_step = "Load the policy with load_policy(recipe, sft_adapter, trainable=True), once."
+    if not isinstance(model, PeftModel) or list(model.peft_config) != ["default"]:
+        names = list(getattr(model, "peft_config", {}))
+        raise GateFailed(f"The policy carries the adapters {names}, not one 'default'.", next_step)
+    for name, module in model.named_modules():
+        nested = isinstance(module, LoraLayer) and isinstance(module.base_layer, LoraLayer)
+        if nested or (isinstance(module, PeftModel) and module is not model):
+            raise GateFailed(f"There is a LoRA layer within the LoRA layer {name}.", next_step)
+
+
+def check_start(losses: torch.Tensor, margins: torch.Tensor, dtype: str) -> None:
+    """Before the first step policy and reference are the same: loss ln 2 and every margin 0.
+
+    Anything else means that the cached reference is not this policy's: another adapter, dtype,
+    template or truncation, or dropout in one of the passes.
+    """
+    off = abs(losses.mean().item() - math.log(2))
+    margin = margins.abs().max().item()
+    limit = START_TOLERANCE[dtype]
+    if not (off <= limit and margin <= 4 * limit):
+        raise GateFailed(
+            f"Before the first step the DPO loss is {losses.mean().item():.4f}, not ln 2 = 0.6931, "
+            f"and the largest margin is {margin:.4f}, not 0: the reference is not this policy's.",
+            "Run notebook 04_reference_cache again, with the same recipe and SFT adapter.",
+        )
+
+
+def write_reference_key(folder: str | Path, key: str) -> None:
+    """Note in a checkpoint which reference it was trained against."""
+    write_json_atomic(Path(folder) / REFERENCE_FILE, {"reference_key": key})
+
+
+def check_checkpoint_reference(checkpoint: Path, key: str) -> None:
+    """Refuse to resume against another reference than the one training began with."""
+    file = checkpoint / REFERENCE_FILE
+    try:
+        began_with = json.loads(file.read_text("utf-8"))["reference_key"]
+    except (OSError, ValueError, KeyError):
+        began_with = "none"
+    if began_with != key:
+        raise GateFailed(
+            f"{display_path(checkpoint)} was trained against reference {began_with[:12]}, and the "
+            f"run now has {key[:12]}.",
+            "Start DPO anew (`--force`), or restore the SFT adapter and the cache it began with.",
+        )
+
+
+def check_adapter_file(model: PeftModel, adapter: str | Path) -> int:
+    """Every LoRA tensor of the policy comes from the SFT adapter's file; returns their number."""
+    from safetensors import safe_open
+
+    with safe_open(str(Path(adapter) / ADAPTER_FILES[1]), framework="pt") as file:
+        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    live = {name.replace(".default.", "."): p for name, p in lora_parameters(model).items()}
+    for name in sorted(set(saved) | set(live)):
+        same = (
+            name in saved
+            and name in live
+            and torch.equal(saved[name].to(live[name]), live[name].detach())
+        )
+        if not same:
+            raise GateFailed(
+                f"The policy's LoRA tensor {name} is not the SFT adapter's.",
+                "Load the policy from sft/adapter; do not add a fresh adapter.",
+            )
+    return len(live)

@@ -1,0 +1,40 @@
+"""Preference losses as pure functions of four 1-D tensors. Nothing of ours is imported here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (losses, chosen_rewards, rejected_rewards), each of shape (pairs,), unreduced.
+
+    The inputs are summed log-probabilities of completions in nats, shape (pairs,). Equation 7 of
+    Rafailov et al. 2023 (arXiv 2305.18290): -log sigmoid(beta * (policy log-ratio - reference
+    log-ratio)). `label_smoothing` is the assumed share of pairs whose labels are flipped (cDPO,
+    Mitchell 2023). Rewards are beta * (policy - reference), without gradient.
+    """
+    pi_logratios = policy_chosen_logps - policy_rejected_logps
+    ref_logratios = ref_chosen_logps - ref_rejected_logps
+    logits = beta * (pi_logratios - ref_logratios)
+    losses = -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps).detach()
+    rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps).detach()
+    return losses, chosen_rewards, rejected_rewards
+
+
+def mean_nll(logps: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood per completion token: a scalar, in nats.
+
+    `logps` are per-token log-probabilities and `mask` is True on the tokens that count, both
+    (rows, tokens). Every token weighs the same, as in supervised fine-tuning.
+    """
+    return -torch.where(mask, logps, 0.0).sum() / mask.sum()

@@ -1,0 +1,179 @@
+"""The memory stage: every strategy predicted, written down, and held against what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hallulib.memory.counts import load_model_config
+from hallulib.memory.peak import MemoryBudget, predict_peak
+from hallulib.memory.strategies import STRATEGIES
+from hallulib.paths import write_json_atomic
+from hallulib.recipe import Recipe, load_recipe
+from hallulib.run import Run
+from hallulib.stage import stage
+
+OUTPUT = "budget/budget.json"
+LARGE_RECIPES = ("llama3-8b-12gb", "mistral-7b-12gb", "qwen2.5-0.5b")
+LENGTHS = (512, 1024, 2048)
+# Which prediction stands beside which measured stage.
+MEASURED_STAGES = {
+    "sft": "sft",
+    "reference": "cached_reference_pass1",
+    "dpo": "cached_reference_pass2",
+}
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """`own`: the recipe's model on its longest rows; `shapes`: the large models at fixed lengths.
+
+    `tokens` says which lengths `own` was computed for and where they come from.
+    """
+
+    card_gb: float
+    device: str
+    tokens: dict[str, Any]
+    own: list[MemoryBudget]
+    shapes: list[MemoryBudget]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def find(self, model: str, strategy: str, sequence_tokens: int) -> MemoryBudget:
+        """One prediction for a large model. Raises KeyError when it was not made."""
+        for budget in self.shapes:
+            if (budget.model, budget.strategy) == (model, strategy):
+                if budget.sequence_tokens == sequence_tokens:
+                    return budget
+        raise KeyError((model, strategy, sequence_tokens))
+
+
+def load_budget_result(run: Run) -> BudgetResult:
+    """The predictions as written. Raises MissingArtifact before notebook 03."""
+    values = json.loads(run.require(OUTPUT).read_text("utf-8"))
+    own = [MemoryBudget.from_dict(row) for row in values["own"]]
+    shapes = [MemoryBudget.from_dict(row) for row in values["shapes"]]
+    return BudgetResult(
+        values["card_gb"], values["device"], values["tokens"], own, shapes, values["notes"]
+    )
+
+
+@stage("memory", load=load_budget_result)
+def predict_budget(recipe: Recipe, run: Run) -> BudgetResult:
+    """Predict every strategy for the recipe's model, on the longest rows of data/audit.json, and
+    for the large models at 512, 1024 and 2048 tokens (batch of one pair, NF4, bf16, checkpointing);
+    write budget/budget.json."""
+    device = pick_budget_device(recipe)
+    tokens = _read_longest(recipe, json.loads(run.require("data/audit.json").read_text("utf-8")))
+    config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
+    own = [
+        predict_peak(
+            config, recipe, name, sequence_tokens=tokens["sequence"],
+            completion_tokens=tokens["completion"], device=device,
+        )
+        for name in STRATEGIES
+    ]
+    result = BudgetResult(recipe.memory.card_gb, device, tokens, own, _predict_shapes())
+    result.notes.update({"method": "analytic", **{b.strategy: b.total for b in own}})
+    _write(run, result)
+    return result
+
+
+def pick_budget_device(recipe: Recipe) -> str:
+    """ "cuda" where the recipe asks for it, or leaves the choice and a GPU is here; else "cpu"."""
+    wanted = recipe.model.device
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _read_longest(recipe: Recipe, audit: dict[str, Any]) -> dict[str, Any]:
+    """Longest row and longest reference of the audit, cut at max_length; max_length and half of it
+    where the audit does not say."""
+    limit = recipe.model.max_length
+    train = audit.get("splits", {}).get("train", {})
+    total = train.get("total_tokens", {}).get("max")
+    reference = train.get("reference_tokens", {}).get("max")
+    if total is None or reference is None:
+        return {"sequence": limit, "completion": limit // 2, "source": "model.max_length"}
+    sequence = min(int(total), limit)
+    return {
+        "sequence": sequence,
+        "completion": min(int(reference), sequence),
+        "source": "longest training rows in data/audit.json",
+    }
+
+
+def _predict_shapes() -> list[MemoryBudget]:
+    budgets = []
+    for name in LARGE_RECIPES:
+        recipe = load_recipe(name, _ONE_PAIR)
+        config = load_model_config(recipe.model.name_or_path)
+        budgets += [
+            predict_peak(config, recipe, strategy, sequence_tokens=length)
+            for strategy in STRATEGIES
+            for length in LENGTHS
+        ]
+    return budgets
+
+
+_ONE_PAIR = {
+    "sft.batch_size": 1, "dpo.batch_size": 1, "reference.batch_size": 1,
+    "model.quantization": "nf4", "model.dtype": "bfloat16", "model.gradient_checkpointing": True,
+}
+
+
+def _write(run: Run, result: BudgetResult) -> None:
+    def rows(budgets: list[MemoryBudget]) -> list[dict[str, Any]]:
+        return [b.to_dict() | {"fits": b.fits(result.card_gb)} for b in budgets]
+
+    values = {
+        "schema_version": 1,
+        "card_gb": result.card_gb,
+        "device": result.device,
+        "tokens": result.tokens,
+        "own": rows(result.own),
+        "shapes": rows(result.shapes),
+        "notes": result.notes,
+    }
+    write_json_atomic(run.path(OUTPUT), values)
+
+
+def compare_with_measured(run: Run) -> list[dict[str, Any]]:
+    """Predicted beside measured, one row per finished stage that was predicted.
+
+    Keys: stage, strategy, predicted (bytes, without the CUDA context), measured (bytes the stage
+    itself added; None where the manifest does not tell what the process held before), peak (as
+    recorded), error (measured / predicted - 1, or None), device. On a CPU the measured figure is
+    resident memory, which also holds what the libraries keep: not a test of small models.
+    """
+    predicted = {budget.strategy: budget for budget in load_budget_result(run).own}
+    rows = []
+    for name, strategy in MEASURED_STAGES.items():
+        record = run.manifest["stages"].get(name)
+        if record is None:
+            continue
+        expected = predicted[strategy].total - predicted[strategy].cuda_context
+        measured = _own_share(record)
+        rows.append(
+            {
+                "stage": name,
+                "strategy": strategy,
+                "predicted": expected,
+                "measured": measured,
+                "peak": record["peak_memory_bytes"],
+                "error": None if measured is None else measured / expected - 1,
+                "device": record["device"],
+            }
+        )
+    return rows
+
+
+def _own_share(record: dict[str, Any]) -> int | None:
+    """What a stage added: on a GPU its allocations, else its peak less what was resident before."""
+    if record["device"].startswith("cuda"):
+        return record["peak_memory_bytes"]
+    before = record.get("rss_before_bytes")
+    return None if before is None else record["peak_memory_bytes"] - before

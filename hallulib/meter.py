@@ -1,0 +1,107 @@
+"""Measured time and peak memory of a block of code; every stage runs inside one."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import ModuleType
+
+import psutil
+
+
+@dataclass
+class Measurement:
+    """What `measure` found, in seconds and bytes; complete when the block has ended.
+
+    `peak_rss_bytes` is the largest resident memory of this process seen while the block ran (a
+    sample every 10 ms), everything loaded before included: subtract `rss_before_bytes` for the
+    block's own share. `peak_cuda_bytes` is what torch allocated at most on the current GPU.
+    """
+
+    label: str
+    device: str = "cpu"
+    wall_seconds: float = 0.0
+    rss_before_bytes: int = 0
+    peak_rss_bytes: int = 0
+    peak_cuda_bytes: int = 0
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Peak on the device that does the work: GPU memory if it was used, else resident."""
+        return self.peak_cuda_bytes or self.peak_rss_bytes
+
+
+class PeakSampler:
+    """A thread that samples the resident memory of a process and keeps the largest value.
+
+    By default that is this process; with `children=True` it is the sum of all processes below it
+    instead, as for the kernels that the course starts, with their data workers.
+    """
+
+    def __init__(self, children: bool = False, interval: float = 0.01) -> None:
+        self._process = psutil.Process()
+        self._children = children
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.peak_bytes = 0
+
+    def start(self) -> PeakSampler:
+        """Take the first sample and go on sampling until `stop`."""
+        self._sample()
+        self._thread.start()
+        return self
+
+    def stop(self) -> int:
+        """Take a last sample; returns the peak in bytes."""
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+        return self.peak_bytes
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+    def _sample(self) -> None:
+        below = self._process.children(recursive=True) if self._children else [self._process]
+        total = 0
+        for process in below:
+            with suppress(psutil.Error):  # a process that has just ended uses nothing
+                total += process.memory_info().rss
+        self.peak_bytes = max(self.peak_bytes, total)
+
+
+@contextmanager
+def measure(label: str) -> Iterator[Measurement]:
+    """Measure a block: `with measure("sft") as m: ...`, then `m.wall_seconds`, `m.peak_rss_bytes`.
+
+    The figures are filled in also when the block raises.
+    """
+    result = Measurement(label, rss_before_bytes=psutil.Process().memory_info().rss)
+    cuda = _cuda()
+    if cuda:
+        cuda.reset_peak_memory_stats()
+    sampler = PeakSampler().start()
+    start = time.perf_counter()
+    try:
+        yield result
+    finally:
+        cuda = _cuda()
+        if cuda:
+            cuda.synchronize()
+            result.peak_cuda_bytes = cuda.max_memory_allocated()
+        result.wall_seconds = time.perf_counter() - start
+        result.peak_rss_bytes = sampler.stop()
+        if result.peak_cuda_bytes:
+            result.device = f"cuda ({cuda.get_device_name()})"
+
+
+def _cuda() -> ModuleType | None:
+    """torch.cuda if a stage has loaded torch and a GPU is there; never the reason to load torch."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None

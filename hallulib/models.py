@@ -1,0 +1,310 @@
+"""Load base models and adapters: quantisation, device, one LoRA adapter that is reused."""
+
+# ruff: noqa: E402 - two libraries must be hushed before peft imports them
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+# "Failed to load CPU gemm_4bit_forward": an optional, faster kernel, on every import.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# peft asks transformers by an old name, at every adapter it makes.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from hallulib.errors import ChecksumMismatch, GateFailed, ModelError, storage_guard
+from hallulib.paths import display_path, resolve_path, sha256_file, write_json_atomic
+from hallulib.recipe import Recipe
+
+CHECKSUMS = "SHA256SUMS.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def pick_device(recipe: Recipe) -> str:
+    """Return the device of the recipe; `auto` is cuda, then mps, then cpu.
+
+    Raises ModelError when a device is asked for that this machine does not have.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if recipe.model.device == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[recipe.model.device]:
+        raise ModelError(
+            f"The recipe asks for device '{recipe.model.device}', and PyTorch finds none here.",
+            "Set model.device=auto, or use the recipe tiny-cpu.",
+        )
+    return recipe.model.device
+
+
+def find_model(recipe: Recipe) -> str:
+    """Return the local folder of the base model, or its hub id when there is no such folder.
+
+    A folder with a SHA256SUMS.json is checked against it. Raises ModelError for a missing local
+    folder and ChecksumMismatch for a file that differs.
+    """
+    name = recipe.model.name_or_path
+    folder = resolve_path(name)
+    if folder.is_dir():
+        verify_checksums(folder)
+        return str(folder)
+    looks_local = name.startswith((".", "/", "~", "data/")) or name.count("/") > 1 or "\\" in name
+    if looks_local:
+        raise ModelError(
+            f"There is no base model in {display_path(folder)}.",
+            "Run `make base` to build the shipped one, or set model.name_or_path.",
+        )
+    return name
+
+
+def verify_checksums(folder: Path) -> None:
+    """Check a model folder against its SHA256SUMS.json ({file name: hex sha256}), if it has one."""
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return
+    for name, expected in json.loads(sums.read_text("utf-8")).items():
+        file = folder / name
+        if not file.is_file() or sha256_file(file) != expected:
+            state = "differs from its checksum" if file.is_file() else "is missing"
+            raise ChecksumMismatch(
+                f"{display_path(file)} {state}.",
+                "Restore the folder (git checkout, or download it again) or rebuild it with "
+                "`make base`.",
+            )
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer, with a pad token. Raises ModelError if it has no EOS."""
+    name = find_model(recipe)
+    with _explain_loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=recipe.model.revision)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of '{recipe.model.name_or_path}' has no end-of-sequence token.",
+            "Choose a model that has one: a summary must be able to end.",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(recipe: Recipe) -> PreTrainedModel:
+    """Return the frozen base model on its device, in evaluation mode.
+
+    Weights keep the recipe's dtype: peft's `prepare_model_for_kbit_training`, which copies
+    embeddings and head to float32 (3.2 GiB on an 8B model), is not used. Under NF4 or int8 the
+    linear layers are quantised by bitsandbytes, on CPU as well as on CUDA.
+    """
+    name, device = find_model(recipe), pick_device(recipe)
+    dtype = getattr(torch, recipe.model.dtype)
+    transformers_logging.disable_progress_bar()
+    with _explain_loading(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=recipe.model.revision,
+            dtype=dtype,
+            attn_implementation=recipe.model.attention,
+            quantization_config=_build_quantization(recipe, dtype),
+            device_map={"": device},
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _build_quantization(recipe: Recipe, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if recipe.model.quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if recipe.model.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
+
+
+@contextmanager
+def _explain_loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"The model '{display_path(name) if Path(name).is_dir() else name}' cannot be loaded: "
+            f"{first_line}",
+            "Check model.name_or_path and model.revision; for a hub model, the network and your "
+            "access to it; for nf4 and int8, that bitsandbytes is installed.",
+        ) from error
+
+
+def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    """Put a new, trainable LoRA adapter "default" on a plain base model.
+
+    B starts at zero, so the model's output is unchanged until the first step (Hu et al. 2021).
+    Raises GateFailed when the model already carries an adapter: a second one on top would train,
+    and be saved, without the first.
+    """
+    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
+        raise GateFailed(
+            "The model already has a LoRA adapter; a second one would be stacked on top of it.",
+            "Load the existing adapter with load_policy(recipe, path, trainable=True) instead.",
+        )
+    config = LoraConfig(
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules=recipe.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(recipe.seed)
+    return _prepare_training(get_peft_model(model, config), recipe)
+
+
+def load_policy(recipe: Recipe, adapter_path: str | Path, trainable: bool) -> PeftModel:
+    """Return the base model with the adapter of `adapter_path` on it, as the one named "default".
+
+    With `trainable=False` nothing requires a gradient (forgetting this flag is a common cause of
+    "element 0 of tensors does not require grad").
+    """
+    require_adapter(adapter_path)
+    model = PeftModel.from_pretrained(
+        load_base_model(recipe), str(adapter_path), is_trainable=trainable
+    )
+    return _prepare_training(model, recipe) if trainable else model.eval()
+
+
+def _prepare_training(model: PeftModel, recipe: Recipe) -> PeftModel:
+    if recipe.model.gradient_checkpointing:
+        # Non-reentrant, so that gradients reach the adapters although no input requires one.
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def require_adapter(adapter_path: str | Path) -> None:
+    """Raise ModelError unless the folder holds a saved adapter."""
+    missing = [name for name in ADAPTER_FILES if not (Path(adapter_path) / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{display_path(adapter_path)} holds no adapter ({', '.join(missing)} missing).",
+            "Run the notebook that trains it again (02_sft or 05_sequential_dpo).",
+        )
+
+
+def load_systems(recipe: Recipe, adapters: Mapping[str, str | Path]) -> PeftModel:
+    """Return one base model that carries several named adapters, for inference.
+
+    The base weights are in memory once, however many systems are compared; see `use_system`.
+    """
+    model = None
+    for name, path in adapters.items():
+        require_adapter(path)
+        if model is None:
+            base = load_base_model(recipe)
+            model = PeftModel.from_pretrained(base, str(path), adapter_name=name)
+        else:
+            model.load_adapter(str(path), adapter_name=name)
+    if model is None:
+        raise ModelError("No adapter was given.", "Name at least one, as {'sft': path}.")
+    return model.eval()
+
+
+@contextmanager
+def use_system(model: PeftModel, name: str) -> Iterator[PeftModel]:
+    """Within the block the model is system `name`; "base" is the model without any adapter."""
+    if name == "base":
+        with model.disable_adapter():
+            yield model
+        return
+    if name not in model.peft_config:
+        raise ModelError(
+            f"There is no system '{name}'.", f"Use one of: base, {', '.join(model.peft_config)}."
+        )
+    before = model.active_adapter
+    model.set_adapter(name, inference_mode=True)
+    try:
+        yield model
+    finally:
+        model.set_adapter(before, inference_mode=True)
+
+
+def save_adapter(model: PeftModel, folder: str | Path, recipe: Recipe) -> None:
+    """Write the adapter "default" to `folder`, replacing what is there only once it is complete.
+
+    The files name the base model as the recipe does (not by its place on this machine) and are
+    the same bytes whenever the weights are.
+    """
+    folder = Path(folder)
+    fresh, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    with storage_guard(folder):
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        # Without this flag peft looks the base model up on the hub at every save.
+        model.save_pretrained(str(fresh), save_embedding_layers=False)
+        for extra in set(os.listdir(fresh)) - set(ADAPTER_FILES):
+            (fresh / extra).unlink()
+        config = json.loads((fresh / ADAPTER_FILES[0]).read_text("utf-8"))
+        config["base_model_name_or_path"] = recipe.model.name_or_path
+        config["target_modules"] = sorted(config["target_modules"])
+        write_json_atomic(fresh / ADAPTER_FILES[0], config)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return the text the model continues: the chat template, or a plain form where there is none.
+
+    Tokenise it with `add_special_tokens=False`: a BOS token, where one is due, is already in it.
+    """
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt}]
+        return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    adds_bos = tokenizer.bos_token_id in tokenizer("").input_ids
+    return f"{tokenizer.bos_token if adds_bos else ''}{prompt}\n\nSummary:\n"
+
+
+def lora_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the LoRA tensors by name."""
+    return {name: p for name, p in model.named_parameters() if "lora_" in name}
+
+
+def check_gradient_flow(model: torch.nn.Module) -> int:
+    """After a backward pass: gradients have reached every LoRA tensor and nothing else.
+
+    Returns the number of LoRA tensors. Raises GateFailed naming the first offender: a base weight
+    that would be trained, a frozen or unreached LoRA tensor, or a B matrix whose gradient is zero
+    (A's is zero by construction while B still is).
+    """
+    lora = lora_parameters(model)
+    next_step = "Load the adapter with trainable=True and keep no_grad away from the policy."
+    if not lora:
+        raise GateFailed("The model has no LoRA tensors to train.", next_step)
+    for name, parameter in model.named_parameters():
+        if name not in lora and (parameter.requires_grad or parameter.grad is not None):
+            raise GateFailed(f"The base weight {name} would be trained.", next_step)
+    for name, parameter in lora.items():
+        if not parameter.requires_grad:
+            raise GateFailed(f"The LoRA tensor {name} is frozen.", next_step)
+        if parameter.grad is None or (".lora_B" in name and not parameter.grad.any()):
+            raise GateFailed(f"No gradient reaches the LoRA tensor {name}.", next_step)
+    return len(lora)

@@ -1,0 +1,99 @@
+"""Score completions: tokens of prompt and completion, and their log-probabilities.
+
+Used by SFT and DPO alike. Only positions that predict a completion token pass through the
+language-model head, which for a small model is a large share of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedTokenizerBase
+
+from hallulib.errors import ModelError
+from hallulib.models import render_prompt
+
+# Logits alive at a time: 2**24 float32 values are 64 MiB, whatever the size of the vocabulary.
+LOGITS_PER_CHUNK = 2**24
+
+
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
+) -> tuple[list[int], list[int]]:
+    """Return token ids of the rendered prompt and of the completion, which ends in one EOS.
+
+    Prompt and prompt + completion are tokenised separately and the completion starts where the
+    two part, so a token that merges across the boundary is scored and not lost.
+    """
+    text = render_prompt(tokenizer, prompt)
+    alone = tokenizer(text, add_special_tokens=False).input_ids
+    whole = tokenizer(text + completion, add_special_tokens=False).input_ids
+    cut = 0
+    while cut < min(len(alone), len(whole)) and alone[cut] == whole[cut]:
+        cut += 1
+    end = tokenizer.eos_token_id
+    return whole[:cut], [token for token in whole[cut:] if token != end] + [end]
+
+
+def pad_rows(
+    rows: Sequence[tuple[list[int], list[int]]], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input_ids and completion mask (bool), both (rows, tokens), padded on the right."""
+    width = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, (prompt, completion) in enumerate(rows):
+        end = len(prompt) + len(completion)
+        input_ids[i, :end] = torch.tensor(prompt + completion)
+        mask[i, len(prompt) : end] = True
+    return input_ids, mask
+
+
+def score_completions(
+    model: torch.nn.Module, input_ids: torch.Tensor, completion_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return, for each True of `completion_mask[:, 1:]` in row order, a log-prob and a hit.
+
+    Both are flat: log-probabilities in float32 (nats, with a gradient where the policy has one)
+    and bool, whether the token was the most likely one. Rows must be padded on the right: under
+    causal attention no real token then sees padding, and no attention mask is needed.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _require_plain_head(base)
+    hidden = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    scored = completion_mask[:, 1:]
+    hidden, targets = hidden[:, :-1][scored], input_ids[:, 1:][scored]
+    head = base.get_output_embeddings()
+    size = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
+    chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
+    # One chunk keeps its logits for the backward pass; several are recomputed there one by one.
+    recompute = len(chunks) > 1 and torch.is_grad_enabled()
+    scores = [
+        checkpoint(_score_chunk, head, *chunk, use_reentrant=False)
+        if recompute
+        else _score_chunk(head, *chunk)
+        for chunk in chunks
+    ]
+    logps, hits = zip(*scores, strict=True)
+    return torch.cat(logps), torch.cat(hits)
+
+
+def _score_chunk(
+    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = head(hidden).float()
+    return -cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+
+
+def _require_plain_head(base: torch.nn.Module) -> None:
+    """Some architectures change the logits after the head; scoring past that would be wrong."""
+    config = base.config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ModelError(
+                f"{type(base).__name__} changes its logits after the head ({name}).",
+                "Choose a model without it, such as Llama, Mistral or Qwen2.5.",
+            )

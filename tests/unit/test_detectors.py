@@ -1,0 +1,234 @@
+"""The detectors: the rules of the text-only judge, the exact one, noise, and measuring a judge."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from hallulib.clinic.notes import make_notes
+from hallulib.clinic.summaries import write_reference, write_summary
+from hallulib.detectors import (
+    NoisyJudge,
+    Source,
+    StatementVerdict,
+    get_detector,
+    measure_judge,
+)
+from hallulib.detectors.base import Judgement
+from hallulib.detectors.entities import read_tokens, stem
+from hallulib.errors import DataError, ParameterError
+
+pytestmark = pytest.mark.unit
+REAL = Path(__file__).parents[3] / "shared" / "realdata"
+NOTE = (
+    "Mrs. Hill is a 58 y/o woman with pain in the left knee for three days. She takes metformin "
+    "500 mg BID. Denies fever, chills or rash. BP 142/88. Her father had a stroke."
+)
+
+
+def judge(summary: str, note: str = NOTE) -> list[StatementVerdict]:
+    return get_detector("entities").judge(Source(note), summary).statements
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        "58-year-old woman with pain in the left knee for 3 days.",
+        "Fifty-eight year old female, left knee pain.",
+        "Takes metformin 500mg twice daily.",
+        "Denies fever and chills.",
+        "No rash.",
+        "Blood pressure 142/88.",
+        "Family history: stroke in father.",
+    ],
+)
+def test_what_the_note_says_in_other_words_is_supported(summary):
+    assert [s.verdict for s in judge(summary)] == ["supported"] * len(judge(summary))
+
+
+@pytest.mark.parametrize(
+    ("summary", "verdict", "error_type"),
+    [
+        ("Takes metformin 850 mg.", "not_in_note", "detail"),
+        ("Takes lisinopril.", "not_in_note", "fabrication"),
+        ("Pain in the right knee.", "contradicted", "detail"),
+        ("58-year-old man.", "contradicted", "detail"),
+        ("Has fever.", "contradicted", "negation"),
+        ("Denies pain in the left knee.", "contradicted", "negation"),
+        ("Pain for 58 days.", "not_in_note", "detail"),
+        ("Stroke 142/88.", "supported", None),  # next sentence: too near for this rule to see
+        ("Metformin for three days.", "contradicted", "detail"),
+        ("Allergies: none known.", "not_in_note", "fabrication"),
+        ("Follow-up in two weeks.", "not_in_note", "detail"),
+    ],
+)
+def test_each_rule_names_its_error(summary, verdict, error_type):
+    (statement,) = judge(summary)
+    assert (statement.verdict, statement.error_type) == (verdict, error_type)
+
+
+def test_a_number_far_from_its_word_is_an_error():
+    (statement,) = judge("Stroke three days ago.")
+    assert (statement.verdict, statement.error_type) == ("contradicted", "detail")
+
+
+def test_every_span_is_the_text_it_names_and_clauses_are_judged_apart():
+    summary = "Denies fever and vomiting. Takes metformin 500 mg, lisinopril 10 mg."
+    found = judge(summary)
+    assert all(summary[s.start : s.end] == s.text for s in found)
+    assert [s.verdict for s in found] == ["supported", "not_in_note"] * 2
+    assert "vomit" in found[1].evidence
+
+
+def test_evidence_of_a_supported_statement_is_the_sentence_of_the_note():
+    (statement,) = judge("Takes metformin 500 mg.")
+    assert statement.evidence == "She takes metformin 500 mg BID"
+
+
+def test_a_question_of_a_dialogue_neither_states_nor_denies():
+    dialogue = "Doctor: Any fever?\nPatient: No.\nDoctor: Any headache?\nPatient: Yes."
+    assert [s.verdict for s in judge("No fever. Headache.", dialogue)] == ["supported"] * 2
+
+
+def test_the_entities_judge_never_looks_at_the_facts():
+    note = make_notes(1, seed=3)[0]
+    summary, lies = write_summary(note.facts), {kind: ["x"] for kind in note.facts}
+    with_lies = get_detector("entities").judge(Source(note.text, lies), summary)
+    assert with_lies == get_detector("entities").judge(Source(note.text), summary)
+
+
+@pytest.mark.parametrize("summary", ["", "   ", ".", "...!?", "\n\n"])
+def test_an_empty_summary_is_unknown_and_never_clean(summary):
+    for name in ("entities", "facts"):
+        judged = get_detector(name).judge(Source(NOTE, {"age": ["58"]}), summary)
+        assert judged.hallucinated is None
+        assert not judged.answered
+
+
+def test_units_belong_to_the_number_they_touch():
+    read = [t.text for t in read_tokens("BP 168/104, HR 125, weight 70kg, 25%, 2.50 mg")]
+    assert "168/104" in read and "125" in read
+    assert {"70 kg", "25 percent", "2.5 mg"} <= set(read)
+
+
+def test_stems_meet_across_endings():
+    assert stem("allergies") == stem("allergy")
+    assert stem("headaches") == stem("headache")
+    assert stem("diagnosis") != stem("diagnose")  # too irregular for these rules
+
+
+def test_the_exact_detector_sees_facts_omissions_and_unreadable_sentences():
+    note = make_notes(1, seed=3)[0]
+    exact, source = get_detector("facts"), Source(note.text, note.facts)
+    clean = exact.judge(source, write_summary(note.facts))
+    assert (clean.hallucinated, clean.omissions, clean.unparsed) == (False, [], 0)
+    assert clean.stated == len(note.facts)
+    broken = exact.judge(source, "Takes moonlight 5 mg. The sky is blue.")
+    assert (broken.errors, broken.unparsed, broken.hallucinated) == (1, 1, True)
+    assert len(broken.omissions) == len(note.facts) - 1
+    assert exact.judge(source, "The sky is blue.").hallucinated is None
+
+
+def test_the_exact_detector_refuses_a_row_without_facts():
+    with pytest.raises(DataError, match="fact table"):
+        get_detector("facts").judge(Source(NOTE), "58-year-old woman.")
+
+
+def test_an_unknown_detector_is_refused_by_name():
+    with pytest.raises(ParameterError, match="'nonsense'.*\n.*facts, entities"):
+        get_detector("nonsense")
+
+
+def make_rows(count: int, seed: int = 5) -> list[tuple[Source, str]]:
+    notes = make_notes(count, seed, missing_rate=0.3)
+    return [
+        (Source(n.text, n.facts | {"distractors": n.distractors}), write_reference(n, 1, 0.85))
+        for n in notes
+    ]
+
+
+def test_the_text_only_judge_finds_most_inventions_of_the_clinic():
+    quality = measure_judge(get_detector("entities"), make_rows(150), get_detector("facts"))
+    assert quality["n"] == quality["tp"] + quality["fp"] + quality["tn"] + quality["fn"]
+    assert quality["sensitivity"]["low"] > 0.9
+    assert quality["specificity"]["low"] > 0.9
+    assert quality["fp"] + quality["fn"] > 0  # it has errors of its own, as a real judge has
+
+
+def test_noise_flips_at_the_stated_rates_and_the_same_way_each_time():
+    exact, rows = get_detector("facts"), make_rows(250)
+    noisy = NoisyJudge(exact, false_positive_rate=0.05, false_negative_rate=0.3, seed=1)
+    quality = measure_judge(noisy, rows, exact)
+    assert quality["specificity"]["low"] <= 0.95 <= quality["specificity"]["high"]
+    assert quality["sensitivity"]["low"] <= 0.70 <= quality["sensitivity"]["high"]
+    assert measure_judge(noisy, rows[::-1], exact) == quality
+    other = NoisyJudge(exact, 0.05, 0.3, seed=2)
+    assert [noisy.judge(*row) for row in rows] != [other.judge(*row) for row in rows]
+
+
+def test_noise_errs_by_note_and_not_always_on_the_same_words():
+    summary = "Allergies: none known."
+    noisy = NoisyJudge(get_detector("facts"), 0.5, 0.0, seed=1)
+    sources = [Source(f"note {i}", {"allergies": ["none known"]}) for i in range(40)]
+    flipped = sum(noisy.judge(source, summary).errors for source in sources)
+    assert 8 < flipped < 32
+
+
+def test_noise_at_rate_zero_changes_nothing_and_rate_one_is_refused():
+    exact, row = get_detector("facts"), make_rows(1)[0]
+    silent = NoisyJudge(exact, 0.0, 0.0)
+    assert silent.judge(*row).statements == exact.judge(*row).statements
+    assert silent.name == "facts+noise"
+    with pytest.raises(ParameterError, match="error rate"):
+        NoisyJudge(exact, 1.0, 0.0)
+
+
+class FixedJudge:
+    """Calls the words at given places wrong; every word is a statement."""
+
+    def __init__(self, name: str, wrong: set[int]) -> None:
+        self.name, self.wrong = name, wrong
+
+    def judge(self, source: Source, summary: str) -> Judgement:
+        found, at = [], 0
+        for place, word in enumerate(summary.split()):
+            verdict = "not_in_note" if place in self.wrong else "supported"
+            found.append(StatementVerdict(word, at, at + len(word), "word", verdict))
+            at += len(word) + 1
+        return Judgement(found, [], self.name)
+
+
+def test_measuring_a_judge_fills_each_cell_of_the_table():
+    rows = [(Source("n"), "a b c d e f")]
+    quality = measure_judge(FixedJudge("j", {0, 1, 2}), rows, FixedJudge("t", {0, 3}))
+    assert [quality[k] for k in ("tp", "fp", "fn", "tn")] == [1, 2, 1, 2]
+    assert quality["sensitivity"]["value"] == 0.5
+    whole = measure_judge(FixedJudge("j", set()), rows, FixedJudge("t", {0}), unit="summary")
+    assert [whole[k] for k in ("tp", "fp", "fn", "tn")] == [0, 0, 1, 0]
+    assert whole["specificity"] is None
+    with pytest.raises(DataError, match="not compared"):
+        measure_judge(FixedJudge("j", set()), [], FixedJudge("t", set()))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real data are not beside the checkout")
+def test_the_text_only_judge_finds_most_errors_of_real_clinical_text():
+    with (REAL / "medec" / "validation.csv").open(encoding="utf-8-sig") as file:
+        rows = [row for row in csv.DictReader(file) if row["Error Flag"] == "1"]
+    detector = get_detector("entities")
+    found = [detector.judge(Source(r["Corrected Text"]), r["Error Sentence"]) for r in rows]
+    clean = [detector.judge(Source(r["Corrected Text"]), r["Corrected Sentence"]) for r in rows]
+    assert sum(j.hallucinated is True for j in found) / len(rows) > 0.7
+    assert sum(j.hallucinated is True for j in clean) / len(rows) < 0.05
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real data are not beside the checkout")
+def test_every_real_summary_is_judged_with_true_spans():
+    with (REAL / "mts-dialog" / "automatic_summaries.csv").open(encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        text = row["Automatic Summary"]
+        judged = get_detector("entities").judge(Source(row["Dialogue"]), text)
+        assert all(text[s.start : s.end] == s.text for s in judged.statements)
+        assert judged.answered == any(c.isalnum() for c in text)

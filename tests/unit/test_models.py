@@ -1,0 +1,224 @@
+"""Loading, adapters that are reused and never doubled, and gradients that reach only them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_model import build_tokenizer, make_recipe, shared_base, write_base_model
+
+from hallulib.errors import ChecksumMismatch, GateFailed, ModelError
+from hallulib.models import (
+    attach_adapter,
+    check_gradient_flow,
+    load_base_model,
+    load_policy,
+    load_systems,
+    load_tokenizer,
+    lora_parameters,
+    pick_device,
+    render_prompt,
+    save_adapter,
+    use_system,
+)
+from hallulib.paths import sha256_file, sha256_tree
+
+pytestmark = pytest.mark.unit
+
+IDS = torch.arange(5, 25).view(2, 10)
+
+
+def make_adapter(folder, seed: int, overrides=None):
+    """Save an adapter whose B is not zero, so that it changes what the model says."""
+    recipe = make_recipe(overrides)
+    policy = attach_adapter(load_base_model(recipe), recipe)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in lora_parameters(policy).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    save_adapter(policy, folder, recipe)
+    return policy
+
+
+def backward(model) -> None:
+    model(IDS, labels=IDS).loss.backward()
+
+
+def test_a_base_model_whose_file_differs_from_its_checksum_is_refused(tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(shared_base(), folder)
+    sums = {"model.safetensors": sha256_file(folder / "model.safetensors")}
+    (folder / "SHA256SUMS.json").write_text(json.dumps(sums))
+    load_base_model(make_recipe(base=folder))
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(ChecksumMismatch, match=r"model.safetensors differs[\s\S]*make base"):
+        load_base_model(make_recipe(base=folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ChecksumMismatch, match="is missing"):
+        load_tokenizer(make_recipe(base=folder))
+
+
+def test_a_base_model_that_is_not_there_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(ModelError, match=r"no base model[\s\S]*make base"):
+        load_base_model(make_recipe(base=tmp_path / "nothing"))
+
+
+def test_a_folder_without_a_model_is_explained_and_not_dumped_as_a_traceback(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_base_model(make_recipe(base=tmp_path / "empty"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_an_error_that_says_what_to_set():
+    with pytest.raises(ModelError, match=r"'cuda'[\s\S]*model.device=auto"):
+        pick_device(make_recipe({"model.device": "cuda"}))
+
+
+def test_a_new_adapter_changes_nothing_until_it_is_trained():
+    recipe = make_recipe()
+    base = load_base_model(recipe)
+    with torch.no_grad():
+        before = base(IDS).logits
+        assert torch.equal(attach_adapter(base, recipe)(IDS).logits, before)
+
+
+def test_a_second_adapter_on_top_of_the_first_is_refused(tmp_path):
+    make_adapter(tmp_path / "adapter", 1)
+    recipe = make_recipe()
+    policy = load_policy(recipe, tmp_path / "adapter", trainable=True)
+    for model in (policy, policy.get_base_model()):
+        with pytest.raises(GateFailed, match="already has a LoRA adapter"):
+            attach_adapter(model, recipe)
+
+
+@torch.no_grad()
+def test_a_loaded_policy_says_what_the_saved_one_said(tmp_path):
+    saved = make_adapter(tmp_path / "adapter", 1).eval()
+    policy = load_policy(make_recipe(), tmp_path / "adapter", trainable=False)
+    assert torch.equal(policy(IDS).logits, saved(IDS).logits)
+    assert list(policy.peft_config) == ["default"]
+    assert not any(p.requires_grad for p in policy.parameters())
+
+
+def test_a_folder_without_an_adapter_is_an_error_that_names_the_notebook(tmp_path):
+    with pytest.raises(ModelError, match=r"holds no adapter[\s\S]*02_sft"):
+        load_policy(make_recipe(), tmp_path, trainable=False)
+
+
+def test_a_saved_adapter_names_the_base_as_the_recipe_does_and_is_reproducible(tmp_path):
+    recipe = make_recipe()
+    policy = make_adapter(tmp_path / "a", 1)
+    save_adapter(policy, tmp_path / "b", recipe)
+    assert sha256_tree(tmp_path / "a") == sha256_tree(tmp_path / "b")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == recipe.model.name_or_path
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
+def test_saving_replaces_an_older_adapter_and_leaves_nothing_else_behind(tmp_path):
+    make_adapter(tmp_path / "adapter", 1)
+    first = sha256_tree(tmp_path / "adapter")
+    make_adapter(tmp_path / "adapter", 2)
+    assert sha256_tree(tmp_path / "adapter") != first
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+@torch.no_grad()
+def test_systems_on_one_model_say_what_each_says_alone(tmp_path):
+    recipe = make_recipe()
+    for seed, name in enumerate(("sft", "dpo"), start=1):
+        make_adapter(tmp_path / name, seed)
+    systems = load_systems(recipe, {"sft": tmp_path / "sft", "dpo": tmp_path / "dpo"})
+    for name in ("dpo", "sft", "dpo"):
+        alone = load_policy(recipe, tmp_path / name, trainable=False)
+        with use_system(systems, name) as model:
+            assert torch.equal(model(IDS).logits, alone(IDS).logits)
+    with use_system(systems, "base") as model:
+        assert torch.equal(model(IDS).logits, load_base_model(recipe)(IDS).logits)
+    assert systems.active_adapter == "sft"
+    with pytest.raises(ModelError, match="base, sft, dpo"), use_system(systems, "gpt"):
+        pass
+
+
+def test_a_prompt_goes_through_the_chat_template_or_a_plain_form_without_one():
+    tokenizer = build_tokenizer()
+    assert render_prompt(tokenizer, "Hello") == "<s><|user|>Hello<|assistant|>"
+    tokenizer.chat_template = None
+    assert render_prompt(tokenizer, "Hello") == "Hello\n\nSummary:\n"
+
+
+def test_gradients_reach_every_lora_tensor_and_nothing_else(tmp_path):
+    make_adapter(tmp_path / "adapter", 1)
+    policy = load_policy(make_recipe(), tmp_path / "adapter", trainable=True)
+    backward(policy)
+    assert check_gradient_flow(policy) == 28  # 2 layers x 7 linear layers x (A, B)
+
+
+def test_the_gradient_check_fires_on_each_way_of_going_wrong(tmp_path):
+    make_adapter(tmp_path / "adapter", 1)
+
+    def load():
+        return load_policy(make_recipe(), tmp_path / "adapter", trainable=True)
+
+    frozen = load()
+    next(iter(lora_parameters(frozen).values())).requires_grad_(False)
+    backward(frozen)
+    with pytest.raises(GateFailed, match="is frozen"):
+        check_gradient_flow(frozen)
+
+    base_trained = load()
+    base_trained.get_base_model().model.embed_tokens.weight.requires_grad_(True)
+    backward(base_trained)
+    with pytest.raises(GateFailed, match="base weight .*embed_tokens.* would be trained"):
+        check_gradient_flow(base_trained)
+
+    with pytest.raises(GateFailed, match="No gradient reaches"):
+        check_gradient_flow(load())
+
+    zero = load()
+    backward(zero)
+    next(p for n, p in lora_parameters(zero).items() if "lora_B" in n).grad.zero_()
+    with pytest.raises(GateFailed, match="No gradient reaches .*lora_B"):
+        check_gradient_flow(zero)
+
+    with pytest.raises(GateFailed, match="no LoRA tensors"):
+        check_gradient_flow(load_base_model(make_recipe()))
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path):
+    make_adapter(tmp_path / "adapter", 1)
+    grads = []
+    for checkpointing in (False, True):
+        recipe = make_recipe({"model.gradient_checkpointing": checkpointing})
+        policy = load_policy(recipe, tmp_path / "adapter", trainable=True).train()
+        assert policy.get_base_model().is_activation_checkpointing is checkpointing
+        backward(policy)
+        assert check_gradient_flow(policy) == 28
+        grads.append([p.grad for p in lora_parameters(policy).values()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_nf4_on_cpu_trains_every_lora_tensor_and_copies_nothing_to_float32(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    # A block of NF4 is 64 weights, so no side of a matrix may be smaller.
+    base = write_base_model(tmp_path / "base", hidden_size=64, num_key_value_heads=4)
+    recipe = make_recipe({"model.quantization": "nf4", "model.dtype": "bfloat16"}, base)
+    policy = attach_adapter(load_base_model(recipe), recipe)
+    base = policy.get_base_model()
+    assert base.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert base.lm_head.weight.dtype == torch.bfloat16
+    assert base.model.norm.weight.dtype == torch.bfloat16
+    linear = base.model.layers[0].mlp.up_proj.base_layer
+    assert type(linear).__name__ == "Linear4bit" and linear.weight.dtype == torch.uint8
+    backward(policy)
+    assert check_gradient_flow(policy) == 28

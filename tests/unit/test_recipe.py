@@ -1,0 +1,173 @@
+"""Recipes: what ships loads, what is mistyped is named, overrides are validated alike."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from hallulib.errors import RecipeError
+from hallulib.recipe import (
+    RECIPES,
+    Recipe,
+    Section,
+    field_names,
+    load_recipe,
+    nearest,
+    parse_set,
+    recipe_names,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_four_recipes_ship_under_their_own_names():
+    assert recipe_names() == ["llama3-8b-12gb", "mistral-7b-12gb", "qwen2.5-0.5b", "tiny-cpu"]
+    assert all(load_recipe(name).name == name for name in recipe_names())
+
+
+@pytest.mark.parametrize("name", ["llama3-8b-12gb", "mistral-7b-12gb"])
+def test_a_12_gb_recipe_stores_its_base_in_nf4_and_computes_in_bfloat16(name):
+    recipe = load_recipe(name)
+    assert (recipe.model.quantization, recipe.model.dtype) == ("nf4", "bfloat16")
+    assert recipe.memory.card_gb == 12 and recipe.model.gradient_checkpointing
+
+
+def test_the_default_recipe_states_every_value_of_its_learning_stages():
+    """A learner reads the YAML, so that nothing that decides DPO may hide in a default."""
+    stated = yaml.safe_load((RECIPES / "tiny-cpu.yaml").read_text())
+    assert {"beta", "sft_weight", "learning_rate", "batch_size", "max_steps"} <= set(stated["dpo"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "suggested"),
+    [
+        ({"dpo.betta": 1}, "dpo.betta", "dpo.beta"),
+        ({"dpo": {"betta": 1}}, "dpo.betta", "dpo.beta"),
+        ({"beta": 1}, "beta", "dpo.beta"),
+        ({"sft.beta": 1}, "sft.beta", "dpo.beta"),
+        ({"dop.beta": 1}, "dop", "dpo"),
+        ({"name.x": 1}, "name.x", "name"),
+    ],
+)
+def test_an_unknown_key_is_named_together_with_the_nearest_valid_one(overrides, named, suggested):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny-cpu", overrides)
+    assert f"'{named}'" in caught.value.what
+    assert f"'{suggested}'" in caught.value.what
+
+
+def test_a_key_like_no_other_gets_no_suggestion():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny-cpu", {"qqqq": 1})
+    assert "Did you mean" not in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dpo.beta", "much"),
+        ("dpo.beta", 0),
+        ("sft.max_steps", 2.5),
+        ("model.device", "gpu"),
+        ("dpo", 3),
+        ("dpo.comparison_arms", ["dpo_fancy"]),
+        ("data.missing_rate", 1.5),
+        ("seed", None),
+    ],
+)
+def test_a_value_of_the_wrong_kind_names_its_key(key, value):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny-cpu", {key: value})
+    assert f"'{key}" in caught.value.what
+    assert repr(value) in caught.value.what or "dpo_fancy" in caught.value.what
+
+
+def test_nested_and_dotted_overrides_mean_the_same_and_keep_the_rest_of_the_section():
+    nested = load_recipe("tiny-cpu", {"dpo": {"beta": 0.2}})
+    assert nested == load_recipe("tiny-cpu", {"dpo.beta": 0.2})
+    assert (nested.dpo.beta, nested.dpo.max_steps) == (0.2, 100)
+
+
+def test_text_from_a_command_line_becomes_the_type_of_the_field():
+    assignments = ["dpo.beta=5e-6", "sft.max_steps=7", "model.gradient_checkpointing=true"]
+    recipe = load_recipe("tiny-cpu", parse_set([*assignments, "dpo.comparison_arms=[dpo_plain]"]))
+    assert (recipe.dpo.beta, recipe.sft.max_steps) == (5e-6, 7)
+    assert recipe.model.gradient_checkpointing is True
+    assert recipe.dpo.comparison_arms == ["dpo_plain"]
+
+
+def test_overrides_that_arrive_as_text_are_refused_with_the_way_to_pass_them():
+    """papermill -p passes everything as text."""
+    with pytest.raises(RecipeError, match="papermill: -y"):
+        load_recipe("tiny-cpu", "{dpo.beta: 0.2}")
+
+
+def test_a_revision_of_digits_stays_text():
+    recipe = load_recipe("tiny-cpu", parse_set(["model.revision=1234567"]))
+    assert recipe.model.revision == "1234567"
+
+
+@pytest.mark.parametrize("assignment", ["dpo.beta", "=3", " = "])
+def test_an_assignment_without_key_or_value_is_refused(assignment):
+    with pytest.raises(RecipeError, match="key=value"):
+        parse_set([assignment])
+
+
+def test_a_float_without_a_point_in_yaml_is_a_float(tmp_path):
+    """YAML 1.1 reads 5e-6 as text; a user who writes it means the number."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("dpo: {learning_rate: 5e-6}\n")
+    recipe = load_recipe(str(path))
+    assert recipe.dpo.learning_rate == 5e-6
+    assert recipe.name == "mine"
+
+
+@pytest.mark.parametrize("text", ["dpo: [", "just words", ""])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match="mine.yaml"):
+        load_recipe(str(path))
+
+
+def test_an_unknown_recipe_name_suggests_the_nearest():
+    with pytest.raises(RecipeError, match="did you mean 'tiny-cpu'"):
+        load_recipe("tinycpu")
+
+
+def test_a_loaded_recipe_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        load_recipe("tiny-cpu").dpo.beta = 0.5
+
+
+def test_a_section_hash_sees_its_sections_and_the_seed_and_nothing_else():
+    base = load_recipe("tiny-cpu")
+    other_dpo = load_recipe("tiny-cpu", {"dpo.beta": 0.2})
+    assert base.section_hash(["sft", "model"]) == other_dpo.section_hash(["model", "sft"])
+    assert base.section_hash(["dpo"]) != other_dpo.section_hash(["dpo"])
+    assert base.section_hash(["sft"]) != load_recipe("tiny-cpu", {"seed": 1}).section_hash(["sft"])
+
+
+def test_a_recipe_survives_a_round_trip_through_plain_values():
+    recipe = load_recipe("qwen2.5-0.5b", {"seed": 4})
+    assert Recipe.model_validate(recipe.to_dict()) == recipe
+
+
+def test_every_field_has_a_description_of_one_line():
+    sections = [Recipe, *Section.__subclasses__()]
+    for section in sections:
+        for name, info in section.model_fields.items():
+            assert info.description, f"{section.__name__}.{name}"
+            assert "\n" not in info.description
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.sampled_from(field_names()), st.data())
+def test_one_wrong_letter_still_finds_the_field_or_one_of_its_name(name, data):
+    place = data.draw(st.integers(name.rfind(".") + 1, len(name) - 1))
+    typo = f"{name[:place]}#{name[place + 1 :]}"
+    if len(name.rsplit(".", 1)[-1]) < 5:
+        return  # one letter of a very short name is most of it
+    found = nearest(typo, field_names())
+    assert found is not None and found.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]

@@ -1,0 +1,198 @@
+"""Supervised fine-tuning: what is scored, what is kept, and resuming as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_model import copy_sft_run, make_frame, make_recipe, shared_base, start_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hallulib import training
+from hallulib.errors import DataError, GateFailed
+from hallulib.sft import SftTrainer, load_sft_result, tokenise_rows, train_sft
+from hallulib.training import MetricsLog, draw_order, find_last_checkpoint, read_metrics
+
+pytestmark = pytest.mark.unit
+
+
+class Interrupted(Exception):
+    """Stands for a power cut."""
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """Raise at the end of an optimiser step, before it is logged or saved."""
+    original = MetricsLog.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Interrupted
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(shared_base())
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted_never_cut(tokenizer):
+    frame = make_frame(3, "train")
+    frame.loc[1, "prompt"] = "long " * 200
+    frame.loc[2, "reference"] = "  "
+    rows, dropped = tokenise_rows(frame, tokenizer, max_length=160)
+    assert len(rows) == 1
+    assert dropped == {"longer than model.max_length": 1, "empty reference": 1}
+    with pytest.raises(DataError, match=r"None of 3 rows[\s\S]*Raise model.max_length \(now 10\)"):
+        tokenise_rows(frame, tokenizer, max_length=10)
+
+
+def test_the_loss_and_accuracy_count_completion_tokens_only(tokenizer, tmp_path):
+    rows, _ = tokenise_rows(make_frame(5, "train"), tokenizer, max_length=160)
+    recipe = make_recipe()
+    model = AutoModelForCausalLM.from_pretrained(shared_base())
+    args = training.build_arguments(recipe, recipe.sft, tmp_path, "linear")
+    trainer = SftTrainer(model, recipe, args, rows, rows, tokenizer.pad_token_id)
+    loss, sums = trainer.measure(model, trainer.collate(rows))
+    nll, hits, count = 0.0, 0, 0
+    for row in rows:
+        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+        logps = model(ids).logits[0].log_softmax(-1)
+        for place in range(len(row["prompt_ids"]), ids.shape[1]):
+            nll -= logps[place - 1, ids[0, place]].item()
+            hits += int(logps[place - 1].argmax() == ids[0, place])
+            count += 1
+    assert loss.item() == pytest.approx(nll / count, abs=1e-5)
+    assert (int(sums["token_accuracy"][0]), sums["token_accuracy"][1]) == (hits, count)
+    # The mean over all rows does not depend on how they fall into batches.
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(nll / count, abs=1e-5)
+
+
+def test_training_writes_the_adapter_and_metrics_and_lowers_the_loss(tmp_path):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    result = load_sft_result(run)
+    rows = read_metrics(run.require("sft/metrics.jsonl"))
+    evaluated = [row for row in rows if "eval_loss" in row]
+    assert [row["step"] for row in evaluated] == [0, 2, 4]
+    assert evaluated[-1]["eval_loss"] < evaluated[0]["eval_loss"]
+    assert 0 < evaluated[-1]["eval_token_accuracy"] <= 1
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert {"loss", "grad_norm", "learning_rate", "token_accuracy"} <= set(rows[1])
+    best = min(evaluated, key=lambda row: row["eval_loss"])
+    assert result.metrics["eval_loss"] == best["eval_loss"]
+    assert result.best_step == best["step"]
+    assert result.notes["trainable_parameters"] > 0
+
+
+def test_an_unchanged_sft_is_not_trained_again(tmp_path, capsys):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    train_sft(recipe, run)
+    assert "sft: unchanged, reusing" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkeypatch, capsys):
+    # Dropout on, so that the random state has to be restored too.
+    recipe = make_recipe({"lora.dropout": 0.1, "sft.max_steps": 6, "sft.gradient_accumulation": 2})
+    straight = start_run(tmp_path / "straight", recipe)
+    train_sft(recipe, straight)
+    broken = start_run(tmp_path / "broken", recipe)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step=5)
+        with pytest.raises(Interrupted):
+            train_sft(recipe, broken)
+    assert "sft" not in broken.manifest["stages"]
+    assert not broken.path("sft/adapter").exists()
+    train_sft(recipe, broken)
+    assert "resuming from" in capsys.readouterr().out
+    a, b = (
+        load_file(run.path("sft/adapter/adapter_model.safetensors")) for run in (straight, broken)
+    )
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert read_metrics(straight.path("sft/metrics.jsonl")) == read_metrics(
+        broken.path("sft/metrics.jsonl")
+    )
+
+
+def test_the_best_and_the_last_checkpoint_are_kept(tmp_path, monkeypatch):
+    recipe = make_recipe({"sft.max_steps": 8, "sft.warmup_steps": 0})
+    run = start_run(tmp_path / "run", recipe)
+    worse_from = 4
+    original = SftTrainer.evaluate
+
+    def evaluate(self, *args, **kwargs):
+        metrics = original(self, *args, **kwargs)
+        if self.state.global_step > worse_from:
+            metrics["eval_loss"] += 10.0
+        return metrics
+
+    monkeypatch.setattr(SftTrainer, "evaluate", evaluate)
+    result = train_sft(recipe, run)
+    assert result.best_step == 4
+    folder = run.checkpoint_dir("sft", recipe)
+    assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    saved = load_file(result.adapter / "adapter_model.safetensors")
+    best = load_file(folder / "checkpoint-4/adapter_model.safetensors")
+    last = load_file(folder / "checkpoint-8/adapter_model.safetensors")
+    assert all(torch.equal(saved[name], best[name]) for name in saved)
+    assert not all(torch.equal(saved[name], last[name]) for name in saved)
+
+
+def test_a_checkpoint_that_was_cut_off_while_written_does_not_count(tmp_path):
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text(json.dumps({"global_step": 2}))
+    (tmp_path / "checkpoint-4/trainer_state.json").write_text('{"global_st')
+    assert find_last_checkpoint(tmp_path).name == "checkpoint-2"
+    assert find_last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_every_row_comes_once_before_any_comes_again():
+    lengths = [number % 7 for number in range(40)]
+    order = draw_order(lengths, batch_size=4, batches=20, seed=3)
+    assert len(order) == 80
+    assert sorted(order[:40]) == list(range(40)) == sorted(order[40:])
+    assert order == draw_order(lengths, batch_size=4, batches=20, seed=3)
+    assert order != draw_order(lengths, batch_size=4, batches=20, seed=4)
+
+
+def test_batches_hold_rows_of_like_length_in_random_order():
+    lengths = list(range(64))
+    order = draw_order(lengths, batch_size=4, batches=16, seed=0)
+    batches = [order[i : i + 4] for i in range(0, 64, 4)]
+    assert all(max(batch) - min(batch) == 3 for batch in batches)
+    firsts = [batch[0] for batch in batches]
+    assert firsts != sorted(firsts)
+
+
+def test_weights_that_are_not_numbers_are_an_error_and_not_a_result(tmp_path):
+    recipe = make_recipe({"sft.learning_rate": 1e30, "sft.warmup_steps": 0})
+    run = start_run(tmp_path / "run", recipe)
+    with pytest.raises(GateFailed, match="not numbers"):
+        train_sft(recipe, run)
+    assert "sft" not in run.manifest["stages"]
+
+
+def test_tensorboard_gets_the_curves_when_the_recipe_asks_for_it(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = make_recipe({"sft.report_to": "tensorboard", "sft.max_steps": 2})
+    run = start_run(tmp_path / "run", recipe)
+    train_sft(recipe, run)
+    events = EventAccumulator(str(run.path("tensorboard/sft")))
+    events.Reload()
+    assert {"train/loss", "train/token_accuracy", "eval/loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+
+
+def test_a_frame_without_a_fitting_row_stops_the_stage_before_a_model_is_loaded(tmp_path):
+    recipe = make_recipe({"model.max_length": 8})
+    run = start_run(tmp_path / "run", recipe)
+    with pytest.raises(DataError, match="None of 24 rows"):
+        train_sft(recipe, run)
+    assert isinstance(pd.read_parquet(run.path("data/train.parquet")), pd.DataFrame)
