@@ -4,7 +4,8 @@
                                                        # are reused), then writes CSV and tables
     python benchmarks/effect_over_seeds.py --report    # only rewrites the tables from the CSV
 
-Each seed has its own data, SFT, pairs, DPO and held-out notes: outputs/effect-seed-<seed>.
+Each seed has its own data, SFT, pairs, DPO and held-out notes, in outputs/effect-seed-<seed>; the
+default seed's are those of `make course`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ LABELS = {
 def run_seed(seed: int, overrides: dict) -> list[dict]:
     """Run every stage for one seed; return one row per system and style group."""
     recipe = load_recipe("tiny-cpu", overrides | {"seed": seed})
-    run = Run.open(f"outputs/effect-seed-{seed}", recipe)
+    is_default = recipe == load_recipe("tiny-cpu")
+    run = Run.open("" if is_default else f"outputs/effect-seed-{seed}", recipe)
     for stage in STAGES:
         stage(recipe, run)
     summary = evaluate_systems(recipe, run).summary

@@ -126,6 +126,11 @@ def load_base_model(recipe: Recipe) -> PreTrainedModel:
             quantization_config=_build_quantization(recipe, dtype),
             device_map={"": device},
         )
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks NF4 weights in place at the first forward
+        # in evaluation mode, and a later backward then skips these layers (0.50, measured).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False)
 
 

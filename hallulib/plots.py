@@ -65,7 +65,7 @@ def plot_source_gap(
     axis.set_yticks(places, [kind.replace("_", " ") for kind in kinds])
     axis.set_xlabel("share of rows that state it")
     axis.invert_yaxis()
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return _finish(figure, "References know more than the notes say")
 
 

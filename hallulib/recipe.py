@@ -121,6 +121,9 @@ class EvaluationSection(Section):
     batch_size: int = field(64, "summaries generated at a time", ge=1)
     max_new_tokens: int = field(160, "longest summary in tokens", ge=1)
     detector: Literal["facts", "entities"] = field("facts", "detector that reports")
+    force_same_detector: bool = field(
+        False, "report with the detector that made the pairs although its figures flatter"
+    )
 
 
 class AssessmentSection(Section):
@@ -209,15 +212,13 @@ def field_names() -> list[str]:
 
 
 def nearest(name: str, valid: list[str]) -> str | None:
-    """The valid name closest to `name`, counting a right leaf in the wrong section as close."""
-    leaf = name.rsplit(".", 1)[-1]
-    same_leaf = [other for other in valid if other.rsplit(".", 1)[-1] == leaf]
-    cutoff = 0.0 if same_leaf else 0.6
-    close = difflib.get_close_matches(name, same_leaf or valid, n=1, cutoff=cutoff)
+    """The valid name closest to `name`: as a whole, else by its last part alone."""
+    close = difflib.get_close_matches(name, valid, n=1)
     if close:
         return close[0]
-    by_leaf = difflib.get_close_matches(leaf, [v.rsplit(".", 1)[-1] for v in valid], n=1)
-    return next((v for v in valid if by_leaf and v.rsplit(".", 1)[-1] == by_leaf[0]), None)
+    leaves = {other.rsplit(".", 1)[-1]: other for other in reversed(valid)}
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1)
+    return leaves[close[0]] if close else None
 
 
 def find_recipe(name: str) -> Path:

@@ -250,16 +250,22 @@ class ReferenceCache:
         worst, limit = 0.0, TOLERANCE[recipe.model.dtype]
         for i in chosen:
             (now,) = compute_logps(policy, [pairs[i]], pad_id)
-            for a, b in zip(now, stored[i], strict=True):
-                same = len(a) == len(b)
-                worst = max(worst, float(np.abs(a - b).max()) if same else float("inf"))
-            if not worst <= limit:  # also when it is not a number
+            differs = max(_largest_difference(*sides) for sides in zip(now, stored[i], strict=True))
+            if differs > limit:
                 raise GateFailed(
-                    f"The stored reference of pair {pairs[i].address[:12]} differs by {worst:.3g} "
-                    f"nats from the policy's own value (at most {limit} may be rounding).",
+                    f"The stored reference of pair {pairs[i].address[:12]} differs by "
+                    f"{differs:.3g} nats from the policy's own value (up to {limit} is rounding).",
                     f"Delete {display_path(self.folder)} and run notebook 04_reference_cache.",
                 )
+            worst = max(worst, differs)
         return worst
+
+
+def _largest_difference(now: np.ndarray, stored: np.ndarray) -> float:
+    """In nats; infinite for another length or a value that is not a number."""
+    if now.shape != stored.shape or not np.isfinite(stored).all():
+        return float("inf")
+    return float(np.abs(now - stored).max())
 
 
 @torch.no_grad()

@@ -69,6 +69,7 @@ def evaluate_systems(recipe: Recipe, run: Run) -> EvaluationResult:
     generations = generate_all(recipe, run, rows)
     records = judge_all(recipe, rows, generations)
     summary = build_summary(records, recipe.seed) | {"recipe": recipe.name, "seed": recipe.seed}
+    summary["independent_detector"] = recipe.pairs.judge != recipe.evaluation.detector
     folder = run.path("evaluation")
     write_jsonl(folder / "generations.jsonl", generations)
     write_jsonl(folder / "evaluation.jsonl", records)
@@ -84,11 +85,13 @@ def check_independent_detector(recipe: Recipe) -> None:
     DPO learns what that detector does not see, so its figures flatter most where it matters.
     Raises RecipeError.
     """
-    if recipe.pairs.judge == recipe.evaluation.detector:
+    is_same = recipe.pairs.judge == recipe.evaluation.detector
+    if is_same and not recipe.evaluation.force_same_detector:
         raise RecipeError(
             f"evaluation.detector is {recipe.evaluation.detector!r}, which also judged the pairs: "
             "training on a detector and reporting with it overstates the effect",
-            "set evaluation.detector to another one (facts, for the clinic world)",
+            "set evaluation.detector to another one (facts, for the clinic world), or "
+            "evaluation.force_same_detector=true if there is none: the report will say so",
         )
 
 

@@ -77,6 +77,11 @@ def result_sentences(summary: dict[str, Any]) -> list[str]:
         sentences += say_guardrails(summary, comparison["a"], comparison["b"])
     if summary["n"] < SMALL_N:
         sentences.append(say_small_n(summary["n"]))
+    if not summary.get("independent_detector", True):
+        sentences.append(
+            "CAUTION: the detector that reports also judged the training pairs, so these rates "
+            "flatter every system trained on them. Let people grade (notebook 07_assessment_widget)."
+        )
     return sentences
 
 

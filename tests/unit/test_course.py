@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 from notebook_factory import write_notebook
+from run_factory import finish
 from test_run import small_disk
 
 from hallulib.course import find_notebooks, run_course, select_notebooks
@@ -27,7 +28,9 @@ from hallulib.errors import (
 )
 from hallulib.gallery import find_stale, publish_gallery
 from hallulib.notebook import Progress, check_parameters, format_seconds
-from hallulib.report import read_headline
+from hallulib.recipe import load_recipe
+from hallulib.report import read_headline, write_report
+from hallulib.run import Run
 
 pytestmark = pytest.mark.unit
 
@@ -430,6 +433,16 @@ def test_a_terminal_gets_one_line_rewritten_and_a_log_gets_whole_lines():
 )
 def test_seconds_read_like_a_clock(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_a_report_shows_what_is_in_the_manifest_as_text(tmp_path):
+    recipe = load_recipe("tiny-cpu", {"description": "a <b> c"})
+    run = Run.open(tmp_path / "run", recipe)
+    finish(run, recipe, "data")
+    run.update(lambda manifest: manifest["stages"]["data"].update(device="<i>gpu"))
+    text = write_report(run).read_text()
+    assert "a &lt;b&gt; c" in text and "&lt;i&gt;gpu" in text
+    assert "Not evaluated yet" in text
 
 
 def test_a_damaged_summary_is_an_error_that_names_its_notebook(tmp_path):

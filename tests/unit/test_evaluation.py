@@ -402,6 +402,8 @@ def test_the_detector_that_made_the_pairs_does_not_report(evaluated):
     with pytest.raises(RecipeError, match="also judged the pairs"):
         evaluate_systems(same, run)
     check_independent_detector(recipe)
+    forced = {"evaluation.force_same_detector": True}
+    check_independent_detector(load_recipe("tiny-cpu", same.to_dict() | forced))
 
 
 def test_a_detector_that_cannot_judge_the_data_says_so_before_generating(tmp_path, model_dir):

@@ -30,9 +30,9 @@ pytestmark = pytest.mark.unit
 IDS = torch.arange(5, 25).view(2, 10)
 
 
-def make_adapter(folder, seed: int, overrides=None):
+def make_adapter(folder, seed: int, recipe=None):
     """Save an adapter whose B is not zero, so that it changes what the model says."""
-    recipe = make_recipe(overrides)
+    recipe = recipe or make_recipe()
     policy = attach_adapter(load_base_model(recipe), recipe)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in lora_parameters(policy).items():
@@ -222,3 +222,20 @@ def test_nf4_on_cpu_trains_every_lora_tensor_and_copies_nothing_to_float32(tmp_p
     assert type(linear).__name__ == "Linear4bit" and linear.weight.dtype == torch.uint8
     backward(policy)
     assert check_gradient_flow(policy) == 28
+
+
+def test_nf4_gradients_are_the_same_after_a_forward_in_evaluation_mode(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = write_base_model(tmp_path / "base", hidden_size=64, num_key_value_heads=4)
+    recipe = make_recipe({"model.quantization": "nf4", "model.dtype": "bfloat16"}, base)
+    make_adapter(tmp_path / "adapter", 1, recipe)
+    grads = []
+    for evaluate_first in (False, True):
+        policy = load_policy(recipe, tmp_path / "adapter", trainable=True)
+        if evaluate_first:
+            with torch.no_grad():
+                policy.eval()(IDS)
+        backward(policy.train())
+        grads.append([p.grad for p in lora_parameters(policy).values()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)

@@ -46,6 +46,7 @@ def test_the_default_recipe_states_every_value_of_its_learning_stages():
         ({"dpo": {"betta": 1}}, "dpo.betta", "dpo.beta"),
         ({"beta": 1}, "beta", "dpo.beta"),
         ({"sft.beta": 1}, "sft.beta", "dpo.beta"),
+        ({"sft.max_length": 1}, "sft.max_length", "model.max_length"),
         ({"dop.beta": 1}, "dop", "dpo"),
         ({"name.x": 1}, "name.x", "name"),
     ],

@@ -94,7 +94,7 @@ def write_base_model(folder: Path, seed: int = 0, steps: int = 0, **changes: Any
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
-    """A few full steps on the texts, so that the model writes sentences (not that they are true)."""
+    """A few full steps on the texts, so that the model writes sentences (not true ones)."""
     texts = [make_texts(number) for number in range(24)]
     rows = [
         f"<s><|user|>Summarise the note.\n\n{note}<|assistant|>{reference}</s>"

@@ -1,0 +1,173 @@
+"""On-policy pairs: sampled, judged, best against worst."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from tiny_model import copy_sft_run, make_frame, make_recipe
+
+from hallulib.detectors import Judgement, StatementVerdict
+from hallulib.dpo import pairs as pairs_module
+from hallulib.dpo.pairs import (
+    build_judge,
+    build_pairs,
+    choose_pair,
+    draw_notes,
+    judge_sample,
+    read_candidates,
+    split_groups,
+)
+from hallulib.errors import DataError, RecipeError
+from hallulib.generation import Generation
+
+pytestmark = pytest.mark.unit
+
+
+def sample(text: str, errors: int, statements: int = 3, finish_reason: str = "stop") -> dict:
+    return {
+        "text": text,
+        "errors": errors,
+        "statements": statements,
+        "finish_reason": finish_reason,
+        "error_types": ["detail"] * errors,
+    }
+
+
+def test_fewest_errors_are_chosen_against_most():
+    chosen, rejected = choose_pair([sample("a", 1), sample("b", 0), sample("c", 3)])
+    assert (chosen["text"], rejected["text"]) == ("b", "c")
+
+
+def test_among_equals_the_one_that_states_more_is_taken_on_both_sides():
+    chosen, rejected = choose_pair(
+        [sample("a", 0, 3), sample("b", 0, 5), sample("c", 2, 4), sample("d", 2, 6)]
+    )
+    assert (chosen["text"], rejected["text"]) == ("b", "d")
+
+
+def test_the_order_of_the_samples_does_not_matter():
+    samples = [sample("a", 0), sample("b", 0), sample("c", 2), sample("d", 2)]
+    assert choose_pair(samples) == choose_pair(samples[::-1])
+
+
+def test_a_tie_makes_no_pair():
+    assert choose_pair([sample("a", 1), sample("b", 1)]).startswith("tie")
+
+
+def test_identical_cut_off_and_empty_samples_make_no_pair():
+    short = "fewer than two different, complete samples"
+    assert choose_pair([sample("a", 0), sample("a", 0)]) == short
+    assert choose_pair([sample("a", 0), sample("b", 2, finish_reason="length")]) == short
+    assert choose_pair([sample("", 0, statements=0), sample("b", 2)]) == short
+
+
+def test_the_judge_sees_the_text_of_the_note_only_and_names_the_errors():
+    class Judge:
+        name = "test"
+
+        def judge(self, source, summary):
+            assert source.text == "He takes aspirin." and source.facts is None
+            wrong = StatementVerdict(summary, 0, len(summary), "drug", "not_in_note", "fabrication")
+            return Judgement([wrong], [], self.name)
+
+    judged = judge_sample(Judge(), "He takes aspirin.", Generation("He takes opium.", [1], "stop"))
+    assert judged["errors"] == 1 and judged["error_types"] == ["fabrication"]
+    assert judged["verdicts"] == [{"text": "He takes opium.", "verdict": "not_in_note"}]
+
+
+def test_the_judge_of_the_recipe_has_its_error_rates():
+    judge = build_judge(make_recipe({"pairs.judge_false_positive_rate": 0.2}))
+    assert (judge.false_positive_rate, judge.false_negative_rate) == (0.2, 0.10)
+
+
+def test_more_notes_keep_the_notes_already_drawn():
+    frame = make_frame(24, "train")
+    few = draw_notes(frame, make_recipe({"pairs.notes": 5}))["id"].tolist()
+    more = draw_notes(frame, make_recipe({"pairs.notes": 9}))["id"].tolist()
+    assert more[:5] == few and len(set(more)) == 9
+    other = draw_notes(frame, make_recipe({"pairs.notes": 5, "seed": 1}))["id"].tolist()
+    assert other != few
+
+
+def test_validation_takes_whole_groups_and_at_least_one():
+    groups = [f"g{number // 3}" for number in range(30)]
+    held_out = split_groups(groups, make_recipe({"pairs.validation_share": 0.2}))
+    assert len(held_out) == 2 and held_out < set(groups)
+    assert len(split_groups(["a", "b"], make_recipe({"pairs.validation_share": 0.01}))) == 1
+
+
+def test_a_torn_last_line_is_cut_off_the_candidates(tmp_path):
+    file = tmp_path / "candidates.jsonl"
+    good = json.dumps({"id": "n1", "samples": [sample("a", 0)]}) + "\n"
+    for torn in ('{"id": "n2", "sam', json.dumps({"id": "n2", "samples": []})):
+        file.write_text(good + torn)
+        assert list(read_candidates(file)) == ["n1"]
+        assert file.read_text() == good
+    assert read_candidates(tmp_path / "none.jsonl") == {}
+
+
+def test_an_interrupted_pass_samples_only_the_remaining_notes(tmp_path, monkeypatch):
+    recipe = make_recipe({"pairs.batch_size": 3})  # one note at a time, four to a chunk
+    straight = copy_sft_run(tmp_path / "straight", recipe)
+    broken = copy_sft_run(tmp_path / "broken", recipe)
+    result = build_pairs(recipe, straight)
+    original = pairs_module.generate_summaries
+    sampled: list[int] = []
+
+    def generate(policy, tokenizer, prompts, **options):
+        if len(sampled) == 2:
+            sampled.append(0)
+            raise KeyboardInterrupt
+        sampled.append(len(prompts))
+        return original(policy, tokenizer, prompts, **options)
+
+    monkeypatch.setattr(pairs_module, "generate_summaries", generate)
+    with pytest.raises(KeyboardInterrupt):
+        build_pairs(recipe, broken)
+    assert not broken.path("pairs/train.parquet").exists()
+    assert build_pairs(recipe, broken) == result
+    assert sampled == [4, 4, 0, 4]
+    for name in ("train.parquet", "validation.parquet", "candidates.jsonl"):
+        assert broken.path(f"pairs/{name}").read_bytes() == (
+            straight.path(f"pairs/{name}").read_bytes()
+        )
+
+
+def test_every_pair_is_made_of_two_samples_of_the_policy_and_none_of_the_reference(tmp_path):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    result = build_pairs(recipe, run)
+    candidates = read_candidates(run.require("pairs/candidates.jsonl"))
+    assert len(candidates) == 12 and sum(result.counts.values()) == 12
+    assert all(len(samples) == 3 for samples in candidates.values())
+    parts = [pd.read_parquet(run.require(f"pairs/{s}.parquet")) for s in ("train", "validation")]
+    assert [len(part) for part in parts] == [result.train, result.validation]
+    assert result.counts["pair"] == result.train + result.validation
+    assert not set(parts[0]["group_id"]) & set(parts[1]["group_id"])
+    rows = pd.concat(parts)
+    assert set(rows["origin"]) == {"sampled"}
+    seen = []
+    for row in rows.to_dict("records"):
+        by_text = {s["text"]: s for s in candidates[row["id"]]}
+        chosen, rejected = by_text[row["chosen"]], by_text[row["rejected"]]
+        assert chosen["errors"] < rejected["errors"]
+        assert list(row["error_types"]) == sorted(rejected["error_types"])
+        seen.append((chosen["errors"], rejected["errors"]))
+    means = [sum(side) / len(seen) for side in zip(*seen, strict=True)]
+    assert (result.chosen_errors, result.rejected_errors) == pytest.approx(tuple(means))
+
+
+def test_too_few_pairs_is_an_error_that_counts_what_became_of_the_notes(tmp_path, monkeypatch):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    monkeypatch.setattr(pairs_module, "choose_pair", lambda samples: "tie: as a test")
+    with pytest.raises(DataError, match=r"0 pairs from 12 notes[\s\S]*'tie: as a test': 12"):
+        build_pairs(recipe, run)
+
+
+def test_another_origin_is_refused_until_it_can_be_made(tmp_path):
+    recipe = make_recipe({"pairs.origin": "twin"})
+    with pytest.raises(RecipeError, match="only 'sampled'"):
+        build_pairs(recipe, copy_sft_run(tmp_path / "run", recipe))

@@ -1,0 +1,193 @@
+"""The reference cache: right values, nothing computed twice, and a wrong reference refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_model import copy_sft_run, make_recipe, make_texts, record_pairs
+
+from hallulib.dpo import reference_cache
+from hallulib.dpo.batching import collate_pairs, tokenise_pair
+from hallulib.dpo.logprobs import completion_logps
+from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, compute_logps
+from hallulib.errors import GateFailed
+from hallulib.models import load_policy, load_tokenizer, lora_parameters
+from hallulib.paths import sha256_tree
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(recipe, run, tokenizer, policy, pairs) with SFT finished; the policy is SFT's."""
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path_factory.mktemp("world") / "run", recipe)
+    tokenizer = load_tokenizer(recipe)
+    policy = load_policy(recipe, run.require("sft/adapter"), trainable=False)
+    return recipe, run, tokenizer, policy, make_pairs(tokenizer, 10)
+
+
+def make_pairs(tokenizer, count: int):
+    texts = [make_texts(number) for number in range(count)]
+    return [
+        tokenise_pair(tokenizer, note, reference.partition(" Allergic")[0], reference)
+        for note, reference in texts
+    ]
+
+
+def open_cache(root, world) -> ReferenceCache:
+    recipe, _, tokenizer, policy, _ = world
+    return ReferenceCache.open(root, recipe, policy, tokenizer)
+
+
+def test_stored_log_probs_equal_those_computed_live(tmp_path, world):
+    recipe, _, tokenizer, policy, pairs = world
+    cache = open_cache(tmp_path, world)
+    assert cache.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 10
+    read_back = open_cache(tmp_path, world).lookup(pairs)
+    with torch.no_grad():
+        live, mask = completion_logps(policy, collate_pairs(pairs, tokenizer.pad_token_id))
+    for row, (chosen, rejected) in enumerate(read_back):
+        assert chosen.dtype == np.float32
+        assert chosen == pytest.approx(live[row][mask[row]].numpy(), abs=1e-4)
+        assert rejected == pytest.approx(live[10 + row][mask[10 + row]].numpy(), abs=1e-4)
+        assert len(chosen) == len(pairs[row].chosen_ids)
+
+
+def test_rows_are_found_by_content_in_whatever_order(tmp_path, world):
+    recipe, _, tokenizer, policy, pairs = world
+    cache = open_cache(tmp_path, world)
+    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    forward, backward = cache.lookup(pairs), cache.lookup(pairs[::-1])
+    assert all(a[0] is b[0] for a, b in zip(forward, backward[::-1], strict=True))
+
+
+def test_an_interrupted_pass_computes_only_what_is_missing(tmp_path, world, monkeypatch):
+    recipe, _, tokenizer, policy, pairs = world
+    whole = open_cache(tmp_path / "whole", world)
+    whole.fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    calls: list[int] = []
+
+    def count(policy, batch, pad_id):
+        if sum(calls) == 8 and len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(batch))
+        return compute_logps(policy, batch, pad_id)
+
+    monkeypatch.setattr(reference_cache, "compute_logps", count)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(tmp_path / "broken", world).fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    assert calls == [4, 4]
+    manifest = json.loads(next((tmp_path / "broken").glob("*/manifest.json")).read_text())
+    assert manifest["complete"] is False
+    calls.append(0)  # no interruption any more
+    again = open_cache(tmp_path / "broken", world)
+    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 2
+    assert calls[3:] == [2]
+    # The same bytes as a pass that was never interrupted.
+    assert sha256_tree(tmp_path / "broken") == sha256_tree(tmp_path / "whole")
+
+
+def test_added_pairs_compute_only_themselves(tmp_path, world):
+    recipe, _, tokenizer, policy, pairs = world
+    open_cache(tmp_path, world).fill(policy, pairs[:6], tokenizer.pad_token_id, recipe)
+    again = open_cache(tmp_path, world)
+    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 4
+    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 0
+
+
+def test_a_damaged_shard_is_computed_again(tmp_path, world):
+    recipe, _, tokenizer, policy, pairs = world
+    cache = open_cache(tmp_path, world)
+    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    shard = sorted(cache.folder.glob("shard-*.parquet"))[1]
+    shard.write_bytes(shard.read_bytes()[:100])
+    again = open_cache(tmp_path, world)
+    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 4
+    assert len(again.lookup(pairs)) == 10
+
+
+def test_rows_are_sorted_by_length_so_that_padding_nearly_vanishes(tmp_path, world):
+    recipe, _, tokenizer, policy, pairs = world
+    cache = open_cache(tmp_path, world)
+    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    length = {pair.address: pair.length for pair in pairs}
+    stored = []
+    for shard in sorted(cache.folder.glob("shard-*.parquet")):
+        stored += [length[address] for address in pq.read_table(shard)["address"].to_pylist()]
+    assert stored == sorted(stored, reverse=True) and len(set(stored)) > 1
+
+
+def test_the_key_covers_what_moves_the_number_and_nothing_else(tmp_path, world):
+    recipe, run, tokenizer, policy, _ = world
+
+    def key_of(recipe=recipe, policy=policy, tokenizer=tokenizer):
+        return ReferenceCache.open(tmp_path, recipe, policy, tokenizer).key
+
+    same = {"dpo.beta": 0.5, "dpo.learning_rate": 1e-6, "seed": 7, "reference.batch_size": 1}
+    assert key_of(make_recipe(same)) == key_of()
+    tokenizer("a", padding="max_length", max_length=9)  # leaves padding behind in its state
+    assert key_of() == key_of(tokenizer=load_tokenizer(recipe))
+
+    moved = load_policy(recipe, run.require("sft/adapter"), trainable=False)
+    next(iter(lora_parameters(moved).values())).data[0, 0] += 1e-3
+    other_base = load_policy(recipe, run.require("sft/adapter"), trainable=False)
+    other_base.get_base_model().model.norm.weight.data[0] += 1e-3
+    template = load_tokenizer(recipe)
+    template.chat_template += " "
+    words = load_tokenizer(recipe)
+    words.add_tokens(["hypertension"])
+    keys = [
+        key_of(),
+        key_of(policy=moved),
+        key_of(policy=other_base),
+        key_of(tokenizer=template),
+        key_of(tokenizer=words),
+        key_of(make_recipe({"model.max_length": 159})),
+        key_of(make_recipe({"model.dtype": "bfloat16"})),
+        key_of(make_recipe({"model.attention": "eager"})),
+        key_of(make_recipe({"model.quantization": "int8"})),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_pair_without_a_row_is_refused_naming_what_differs(tmp_path, world):
+    recipe, run, tokenizer, policy, pairs = world
+    open_cache(tmp_path, world).fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    moved = load_policy(recipe, run.require("sft/adapter"), trainable=False)
+    next(iter(lora_parameters(moved).values())).data[0, 0] += 1e-3
+    other = ReferenceCache.open(tmp_path, recipe, moved, tokenizer)
+    with pytest.raises(GateFailed, match=r"10 of 10[\s\S]*another adapter_weights"):
+        other.lookup(pairs)
+
+
+def test_the_spot_check_passes_a_true_row_and_refuses_a_false_one(tmp_path, world):
+    recipe, _, tokenizer, policy, pairs = world
+    cache = open_cache(tmp_path, world)
+    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    checked = make_recipe({"reference.spot_check_rows": 10})
+    assert cache.spot_check(policy, pairs, tokenizer.pad_token_id, checked) < 1e-4
+    true = cache.rows[pairs[3].address]
+    for false in (true[0] + np.float32(0.01), true[0][:-1], true[0] * np.float32("nan")):
+        cache.rows[pairs[3].address] = (false, true[1])
+        with pytest.raises(GateFailed, match=pairs[3].address[:12]):
+            cache.spot_check(policy, pairs, tokenizer.pad_token_id, checked)
+
+
+def test_the_stage_stores_both_splits_and_is_not_run_again(tmp_path, capsys):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    record_pairs(run, recipe, train=7, validation=3)
+    result = cache_reference(recipe, run)
+    # The first three notes are in both splits; what is the same is stored once.
+    assert (result.pairs, result.computed, result.reused) == (7, 7, 0)
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    assert manifest["complete"] is True and manifest["rows"] == 7
+    assert "adapter_weights" in manifest["key_is_made_of"]
+    assert result.bytes < 100_000
+    assert cache_reference(recipe, run) == result
+    assert "reference: unchanged" in capsys.readouterr().out
