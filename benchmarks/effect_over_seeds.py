@@ -122,7 +122,7 @@ def describe_all(frame: pd.DataFrame) -> str:
         "# Benchmarks", "",
         "## The effect, over seeds", "",
         f"`python benchmarks/effect_over_seeds.py`, recipe `tiny-cpu`, CPU ({machine}), torch "
-        f"{frame['torch'].iloc[0]}. Each seed draws its own notes, for training and test. Rates are "
+        f"{frame['torch'].iloc[0]}. Each seed draws its own notes, for training and test. Rates: "
         "summaries with at least one hallucination, judged by the exact checker.", "",
     ]  # fmt: skip
     for group in frame["styles"].unique():

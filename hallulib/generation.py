@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
 from hallulib.errors import ParameterError
-from hallulib.models import render_prompt
+from hallulib.models import fold_adapter, render_prompt
 
 DROP_SHARE = 0.25  # finished rows leave the batch when they are at least this share of it
 
@@ -73,7 +73,9 @@ def generate_summaries(
         if temperature > 0:
             draws = [_draw(seed, prompts[i], num_samples, max_new_tokens) for i in chosen]
         batch = _Batch(model, tokenizer, [encoded[i] for i in chosen], num_samples, max_new_tokens)
-        for i, tokens in zip(chosen, batch.run(temperature, draws), strict=True):
+        with fold_adapter(model):
+            decoded = batch.run(temperature, draws)
+        for i, tokens in zip(chosen, decoded, strict=True):
             results[i] = [_finish(tokenizer, ids, stopped) for ids, stopped in tokens]
         bar.update(len(chosen) * num_samples)
     bar.close()

@@ -64,7 +64,7 @@ def train_sft(recipe: Recipe, run: Run) -> SftResult:
     validation, dropped_too = _load_rows(run, "validation", tokenizer, recipe.model.max_length)
     folder = run.checkpoint_dir("sft", recipe)
     model = attach_adapter(load_base_model(recipe), recipe)
-    # Constant, then down to zero in a straight line: the default of transformers.Trainer.
+    # Up over the warm-up, then down to zero in a straight line.
     args = build_arguments(recipe, recipe.sft, folder, schedule="linear")
     trainer = SftTrainer(model, recipe, args, rows, validation, tokenizer.pad_token_id)
     tensorboard = run.path("tensorboard/sft") if recipe.sft.report_to == "tensorboard" else None

@@ -41,6 +41,7 @@ def stage(name: str, load: Callable[[Run], Result]) -> Callable[..., Callable[..
                     "key": key,
                     "wall_seconds": meter.wall_seconds,
                     "peak_memory_bytes": meter.peak_memory_bytes,
+                    "rss_before_bytes": meter.rss_before_bytes,
                     "device": meter.device,
                 }
                 run.record(name, recipe, measured, _read_notes(result))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -216,3 +217,12 @@ def _damaged(path: Path, number: int, why: str) -> SessionError:
         "Keep a copy of the file, mend that line by hand or move the file away; the next session "
         "then starts anew.",
     )
+
+
+def check_consistent(verdict: str, sentences: Sequence[SentenceGrade]) -> None:
+    """Raises SessionError for a summary called supported with a sentence called hallucinated."""
+    if verdict == "supported" and any(s.verdict == "hallucinated" for s in sentences):
+        raise SessionError(
+            "A summary with a hallucinated sentence cannot be 'supported'.",
+            "Grade it 'hallucinated', or correct the sentence.",
+        )

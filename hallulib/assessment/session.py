@@ -19,6 +19,7 @@ from hallulib.assessment.events import (
     Header,
     Omission,
     SentenceGrade,
+    check_consistent,
     utc_now,
 )
 from hallulib.assessment.lock import SessionLock
@@ -174,7 +175,7 @@ class AssessmentSession:
         Sentence grades are optional and must not contradict the verdict. In mode ab a grade does
         not end the entry; the preference does. Raises SessionError.
         """
-        _check_consistent(verdict, sentences)
+        check_consistent(verdict, sentences)
         self._check_sentences(sentences, slot)
         self._act(
             "grade", verdict=verdict, labels=tuple(sentences), omissions=tuple(omissions),
@@ -294,11 +295,3 @@ class AssessmentSession:
                     f"{grade.start}-{grade.end}.",
                     "Take the offsets from entry.sentences().",
                 )
-
-
-def _check_consistent(verdict: str, sentences: Sequence[SentenceGrade]) -> None:
-    if verdict == "supported" and any(s.verdict == "hallucinated" for s in sentences):
-        raise SessionError(
-            "A summary with a hallucinated sentence cannot be 'supported'.",
-            "Grade it 'hallucinated', or correct the sentence.",
-        )

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import ipywidgets as widgets
@@ -36,12 +35,12 @@ class AssessmentWidget(widgets.VBox):
     """Source and summary side by side, a button per answer, undo, skip, flag, note.
 
     `buttons` maps an action to its button, `note` is the text box, `sentences` the optional panel.
-    A label shows its key where keys work (with anywidget installed).
+    A label shows its key.
     """
 
     def __init__(self, session: AssessmentSession) -> None:
         self.session = session
-        self.shortcuts = self._choose_shortcuts() if find_spec("anywidget") else {}
+        self.shortcuts = self._choose_shortcuts()
         self.buttons: dict[str, widgets.Button] = {}
         self._filling = False  # while the view is being filled, changed boxes are not input
         self._head, self._panes, self._answer = widgets.HTML(), widgets.HTML(), widgets.HTML()

@@ -22,8 +22,7 @@ notes of `hallulib.clinic`, and is the base that the course fine-tunes.
   target is the faithful summary. No real patient, no outside text.
 - Training: {steps:,} steps of {batch_size} notes on {device}; loss on the summary only; Muon for
   the matrices, AdamW for embedding and norms, bfloat16 autocast over float32 weights.
-- Curriculum: notes of a few sections first, then complete ones, half with sections missing; at
-  the end short notes about doses, blood pressure and smoking with many misleading values.
+- Curriculum: notes of a few sections first, then complete ones, half with sections missing.
 - Rebuild: `make base`. Weights differ in the last digits from one processor to another.
 
 ## What it can do

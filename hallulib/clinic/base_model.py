@@ -7,7 +7,7 @@ sections the note lacks. Everything here is a pure function of a seed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,7 +18,6 @@ from hallulib.clinic.styles import SEEN_STYLES
 from hallulib.clinic.summaries import write_summary
 
 INSTRUCTION = "Summarise the note.\n\n{context}"
-HARD_SECTIONS = ("medications", "vitals", "family_history", "smoking")
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "<s>{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
@@ -96,42 +95,16 @@ def draw_corpus_note(rng: random.Random, progress: float) -> Note:
     return write_note("corpus", style, draw_patient(rng), missing, rng, rate)
 
 
-def draw_corpus_batch(rng: random.Random, progress: float, count: int) -> list[Note]:
-    """Draw the notes of one step of the curriculum."""
-    return [draw_corpus_note(rng, progress) for _ in range(count)]
-
-
-def draw_polish_batch(rng: random.Random, progress: float, count: int) -> list[Note]:
-    """Draw the notes of one step of the second phase: complete ones, or by turns short ones about
-    what is learnt last (doses, blood pressure, smoking), with many misleading values."""
-    del progress
-    if rng.random() < 0.4:
-        return draw_corpus_batch(rng, 1.0, count)
-    return [_draw_hard_note(rng) for _ in range(count)]
-
-
-def _draw_hard_note(rng: random.Random) -> Note:
-    easy = [name for name in SECTIONS if name not in HARD_SECTIONS]
-    missing = set(rng.sample(easy, len(easy) - rng.randint(0, 2)))
-    style = rng.choice([*SEEN_STYLES, "mixed", "any"])
-    return write_note("corpus", style, draw_patient(rng), missing, rng, 0.35)
-
-
 def iterate_batches(
-    tokenizer: PreTrainedTokenizerFast,
-    draw: Callable[[random.Random, float, int], list[Note]],
-    seed: int,
-    start: int,
-    steps: int,
-    batch_size: int,
+    tokenizer: PreTrainedTokenizerFast, seed: int, start: int, steps: int, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches `start`..`steps` of notes from `draw`; batch i depends only on (seed, i).
+    """Yield batches `start`..`steps`; batch i depends only on (seed, i).
 
     Each has input_ids (rows, tokens), right padded, and labels, -100 outside the summary.
     """
     for step in range(start, steps):
         rng = random.Random(f"pretrain-{seed}-{step}")
-        notes = draw(rng, step / steps, batch_size)
+        notes = [draw_corpus_note(rng, step / steps) for _ in range(batch_size)]
         yield collate([encode_note(tokenizer, note) for note in notes], tokenizer.pad_token_id)
 
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,34 +20,14 @@ from hallulib.clinic.base_card import write_card, write_checksums
 from hallulib.clinic.base_model import (
     build_config,
     build_tokenizer,
-    draw_corpus_batch,
-    draw_polish_batch,
     iterate_batches,
     tokenizer_corpus,
 )
 from hallulib.clinic.copying import measure_copying
-from hallulib.clinic.notes import Note
 
 PROJECT = Path(__file__).resolve().parents[2]
-BATCH_SIZE, CHECKPOINT_EVERY = 32, 250
+STEPS, BATCH_SIZE, CHECKPOINT_EVERY = 5000, 32, 250
 MUON_LEARNING_RATE, ADAMW_LEARNING_RATE, WARMUP_STEPS = 0.02, 3e-3, 100
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One pass of fresh optimisers over a stream of notes; `rate` scales the learning rates."""
-
-    name: str
-    draw: Callable[[random.Random, float, int], list[Note]]
-    steps: int
-    rate: float
-    decay_share: float
-
-
-PHASES = (
-    Phase("curriculum", draw_corpus_batch, steps=5000, rate=1.0, decay_share=0.6),
-    Phase("polish", draw_polish_batch, steps=1600, rate=0.6, decay_share=0.8),
-)
 
 
 def build_optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -66,10 +43,9 @@ def build_optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def schedule(step: int, phase: Phase) -> float:
-    """Return the factor on the learning rates: warm-up, plateau, then straight down to 0."""
-    down = (phase.steps - step) / (phase.decay_share * phase.steps)
-    return phase.rate * min((step + 1) / WARMUP_STEPS, down, 1.0)
+def schedule(step: int, steps: int) -> float:
+    """Return the factor on the learning rate: warm-up, plateau, then straight down over 60 %."""
+    return min((step + 1) / WARMUP_STEPS, (steps - step) / (0.6 * steps), 1.0)
 
 
 def compute_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -82,7 +58,7 @@ def compute_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> tor
     return cross_entropy(logits.float(), labels[scored])
 
 
-def pretrain(folder: Path, checkpoint: Path, seed: int, device: str) -> Path:
+def pretrain(folder: Path, checkpoint: Path, seed: int, steps: int, device: str) -> Path:
     """Train the base model, write it to `folder` and return that path.
 
     What is in `folder` stays until the new model is complete; until then `checkpoint` grows.
@@ -90,41 +66,37 @@ def pretrain(folder: Path, checkpoint: Path, seed: int, device: str) -> Path:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(tokenizer_corpus(seed))
     model = LlamaForCausalLM(build_config(tokenizer)).to(device)
-    losses = {}
-    for phase in PHASES:
-        path = checkpoint.with_name(f"{checkpoint.name}.{phase.name}")
-        losses[phase.name] = train(model, tokenizer, phase, path, seed)
+    losses = train(model, tokenizer, checkpoint, seed, steps)
     model.eval().float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    steps = sum(phase.steps for phase in PHASES)
     figures = {"steps": steps, "batch_size": BATCH_SIZE, "seed": seed, "device": device}
-    figures |= {"losses": losses, "copying": measure_copying(model, tokenizer)}
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    figures |= {"losses": losses}
+    figures |= {"copying": measure_copying(model, tokenizer)}
     (folder / "model.safetensors").chmod(0o644)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    checkpoint.unlink(missing_ok=True)
     write_card(folder, figures, sum(p.numel() for p in model.parameters()))
     write_checksums(folder)
-    for phase in PHASES:
-        checkpoint.with_name(f"{checkpoint.name}.{phase.name}").unlink(missing_ok=True)
     return folder
 
 
 def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    phase: Phase,
     checkpoint: Path,
     seed: int,
+    steps: int,
 ) -> list[list[float]]:
-    """Run a phase from its last checkpoint to its end; return [step, loss] every 50 steps."""
+    """Run the optimiser from the last checkpoint to `steps`; return [step, loss] every 50 steps."""
     optimisers = build_optimisers(model)
     base_rates = [[group["lr"] for group in o.param_groups] for o in optimisers]
     start, losses = _load_checkpoint(checkpoint, model, optimisers)
-    batches = iterate_batches(tokenizer, phase.draw, seed, start, phase.steps, BATCH_SIZE)
-    progress = tqdm(enumerate(batches, start), initial=start, total=phase.steps, desc=phase.name)
+    batches = iterate_batches(tokenizer, seed, start, steps, BATCH_SIZE)
+    progress = tqdm(enumerate(batches, start), initial=start, total=steps, desc="base model")
     for step, batch in progress:
         for optimiser, rates in zip(optimisers, base_rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(step, phase)
+                group["lr"] = rate * schedule(step, steps)
         loss = compute_loss(model, {k: v.to(model.device) for k, v in batch.items()})
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -134,7 +106,7 @@ def train(
         if step % 50 == 49:
             losses.append([step + 1, round(loss.item(), 4)])
             progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == phase.steps:
+        if step % CHECKPOINT_EVERY == CHECKPOINT_EVERY - 1:
             _save_checkpoint(checkpoint, model, optimisers, step + 1, losses)
     return losses
 
@@ -164,6 +136,7 @@ def main() -> None:
         "--checkpoint", type=Path, default=PROJECT / "outputs/base_model_checkpoint.pt"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     print(pretrain(**vars(options)))

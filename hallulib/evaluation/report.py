@@ -80,7 +80,7 @@ def result_sentences(summary: dict[str, Any]) -> list[str]:
     if not summary.get("independent_detector", True):
         sentences.append(
             "CAUTION: the detector that reports also judged the training pairs, so these rates "
-            "flatter every system trained on them. Let people grade (notebook 07_assessment_widget)."
+            "flatter every system trained on them. Let people grade (07_assessment_widget)."
         )
     return sentences
 

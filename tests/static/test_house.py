@@ -39,8 +39,6 @@ GROUND = {"hallulib.evaluation.statistics", "hallulib.dpo.losses"}
 SHARED = {"hallulib.data.schema"}
 # Installed because something starts or loads them, not because our code imports them.
 STARTED = {"accelerate", "bitsandbytes", "jupyterlab", "tensorboard", "ipykernel"}
-# Used where it is installed, never needed.
-OPTIONAL = {"anywidget"}
 
 
 def name_of(path):
@@ -144,7 +142,7 @@ def test_what_the_package_imports_is_pinned_and_what_is_pinned_is_used():
     pinned = {requirement.name for requirement in read_pins("requirements.txt")}
     pinned_imports = {import_names.get(name.lower(), name) for name in pinned}
     imported = set().union(*(their_imports(path) for path in MODULES))
-    assert imported - pinned_imports - OPTIONAL == set()
+    assert imported - pinned_imports == set()
     in_notebooks = "\n".join(p.read_text("utf-8") for p in (ROOT / "notebooks").glob("*.ipynb"))
     unused = {name for name in pinned_imports - imported - STARTED if name not in in_notebooks}
     assert unused == set()

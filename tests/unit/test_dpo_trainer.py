@@ -330,7 +330,8 @@ def test_guardrail_rates_are_those_counted_by_hand():
     mixed = rate_summaries(rows, [right[1], "", right[2], right[3]])
     assert mixed["guardrail/answer_rate"] == 0.75
     assert mixed["guardrail/hallucination_rate"] == pytest.approx(1 / 3)
-    assert mixed["guardrail/omission_rate"] > 0.25
+    # The empty one leaves all out, of four notes that state equally much; the others nothing.
+    assert mixed["guardrail/omission_rate"] == pytest.approx(0.25)
 
 
 def test_notes_without_facts_are_judged_by_the_rules():

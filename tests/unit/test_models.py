@@ -13,6 +13,7 @@ from hallulib.errors import ChecksumMismatch, GateFailed, ModelError
 from hallulib.models import (
     attach_adapter,
     check_gradient_flow,
+    fold_adapter,
     load_base_model,
     load_policy,
     load_systems,
@@ -27,6 +28,7 @@ from hallulib.paths import sha256_file, sha256_tree
 
 pytestmark = pytest.mark.unit
 
+UP_PROJ = "model.layers.0.mlp.up_proj.base_layer.weight"
 IDS = torch.arange(5, 25).view(2, 10)
 
 
@@ -239,3 +241,30 @@ def test_nf4_gradients_are_the_same_after_a_forward_in_evaluation_mode(tmp_path)
         grads.append([p.grad for p in lora_parameters(policy).values()])
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_folding_the_adapter_says_the_same_and_puts_back_the_very_same_weights(tmp_path):
+    make_adapter(tmp_path / "adapter", 1)
+    policy = load_policy(make_recipe(), tmp_path / "adapter", trainable=True).eval()
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    apart, base = policy(IDS).logits, policy.get_base_model()
+    with pytest.raises(ZeroDivisionError), fold_adapter(policy):
+        assert torch.allclose(policy(IDS).logits, apart, atol=1e-4)
+        weight = base.model.layers[0].mlp.up_proj.base_layer.weight
+        assert not torch.equal(weight, before["base_model.model." + UP_PROJ])
+        raise ZeroDivisionError
+    assert all(torch.equal(before[name], p) for name, p in policy.named_parameters())
+    assert torch.equal(policy(IDS).logits, apart)
+    assert all(p.requires_grad == ("lora_" in name) for name, p in policy.named_parameters())
+
+
+def test_folding_leaves_a_disabled_adapter_alone(tmp_path):
+    make_adapter(tmp_path / "adapter", 1)
+    policy = load_policy(make_recipe(), tmp_path / "adapter", trainable=False)
+    weight = policy.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    original = weight.data_ptr()
+    with policy.disable_adapter(), fold_adapter(policy):
+        assert weight.data_ptr() == original
+    with fold_adapter(policy):
+        assert weight.data_ptr() != original
