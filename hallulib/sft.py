@@ -11,15 +11,9 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hallulib.adapters import attach_adapter, check_gradient_flow, lora_parameters, save_adapter
 from hallulib.errors import DataError
-from hallulib.models import (
-    attach_adapter,
-    check_gradient_flow,
-    load_base_model,
-    load_tokenizer,
-    lora_parameters,
-    save_adapter,
-)
+from hallulib.models import load_base_model, load_tokenizer
 from hallulib.paths import write_text_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run

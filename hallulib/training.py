@@ -12,8 +12,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from hallulib.adapters import save_adapter
 from hallulib.errors import GateFailed, ModelError
-from hallulib.models import pick_device, save_adapter
+from hallulib.models import pick_device
 from hallulib.paths import display_path, write_text_atomic
 from hallulib.recipe import DpoSection, Recipe, SftSection
 

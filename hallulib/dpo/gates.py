@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from hallulib.adapters import ADAPTER_FILES, lora_parameters
 from hallulib.dpo.batching import TokenPair
 from hallulib.errors import GateFailed
-from hallulib.models import ADAPTER_FILES, lora_parameters
 from hallulib.paths import display_path, write_json_atomic
 
 REFERENCE_FILE = "reference.json"

@@ -11,18 +11,14 @@ import pandas as pd
 import torch
 from peft import PeftModel
 
+from hallulib.adapters import check_gradient_flow, save_adapter
 from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.guardrail import Guardrail
 from hallulib.dpo.logprobs import completion_logps
 from hallulib.dpo.losses import dpo_loss, mean_nll
 from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
-from hallulib.models import (
-    check_gradient_flow,
-    load_policy,
-    load_tokenizer,
-    save_adapter,
-)
+from hallulib.models import load_policy, load_tokenizer
 from hallulib.paths import write_text_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run

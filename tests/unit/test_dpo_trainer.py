@@ -20,6 +20,7 @@ from tiny_model import (
     write_base_model,
 )
 
+from hallulib.adapters import attach_adapter
 from hallulib.dpo import gates
 from hallulib.dpo import trainer as trainer_module
 from hallulib.dpo.arms import train_comparison_arms
@@ -28,7 +29,7 @@ from hallulib.dpo.guardrail import rate_summaries
 from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, load_pairs
 from hallulib.dpo.trainer import Arm, SequentialDPOTrainer, load_dpo_result, train_dpo
 from hallulib.errors import GateFailed
-from hallulib.models import attach_adapter, load_base_model, load_policy, load_tokenizer
+from hallulib.models import load_base_model, load_policy, load_tokenizer
 from hallulib.paths import sha256_tree
 from hallulib.run import Run
 from hallulib.sft import train_sft

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hallulib.adapters import attach_adapter, save_adapter
 from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
@@ -37,7 +38,7 @@ from hallulib.evaluation.metrics import (
     summarise_system,
 )
 from hallulib.evaluation.report import percent, say_small_n
-from hallulib.models import attach_adapter, load_base_model, save_adapter
+from hallulib.models import load_base_model
 from hallulib.recipe import load_recipe
 from hallulib.run import STAGES, Run
 

@@ -8,10 +8,11 @@ from tiny_model import DRUGS, make_frame, make_recipe, make_texts, shared_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hallulib import scoring
+from hallulib.adapters import attach_adapter
 from hallulib.dpo.batching import TokenPair, collate_pairs, tokenise_pair, tokenise_pairs
 from hallulib.dpo.logprobs import completion_logps
 from hallulib.errors import DataError, ModelError
-from hallulib.models import attach_adapter, load_base_model, render_prompt
+from hallulib.models import load_base_model, render_prompt
 
 pytestmark = pytest.mark.unit
 

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hallulib.adapters import attach_adapter
 from hallulib.errors import MissingArtifact, ModelError
 from hallulib.memory import (
     STRATEGIES,
@@ -20,7 +21,6 @@ from hallulib.memory import (
 )
 from hallulib.memory.activations import DecoderShape, Step, activation_bytes
 from hallulib.memory.peak import DTYPE_BYTES, GIB, TERMS
-from hallulib.models import attach_adapter
 from hallulib.recipe import LoraSection, load_recipe
 from hallulib.run import Run
 from hallulib.scoring import score_completions

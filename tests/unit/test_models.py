@@ -9,19 +9,21 @@ import pytest
 import torch
 from tiny_model import build_tokenizer, make_recipe, shared_base, write_base_model
 
-from hallulib.errors import ChecksumMismatch, GateFailed, ModelError
-from hallulib.models import (
+from hallulib.adapters import (
     attach_adapter,
     check_gradient_flow,
     fold_adapter,
+    lora_parameters,
+    save_adapter,
+)
+from hallulib.errors import ChecksumMismatch, GateFailed, ModelError
+from hallulib.models import (
     load_base_model,
     load_policy,
     load_systems,
     load_tokenizer,
-    lora_parameters,
     pick_device,
     render_prompt,
-    save_adapter,
     use_system,
 )
 from hallulib.paths import sha256_file, sha256_tree

@@ -97,13 +97,15 @@ def test_an_unchanged_sft_is_not_trained_again(tmp_path, capsys):
 
 
 def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkeypatch, capsys):
-    # Dropout on, so that the random state has to be restored too.
-    recipe = make_recipe({"lora.dropout": 0.1, "sft.max_steps": 6, "sft.gradient_accumulation": 2})
+    # Dropout on, so that the random state has to be restored too. Steps 4 and 5 are logged and
+    # not saved: they are done, and logged, a second time.
+    steps = {"sft.max_steps": 7, "sft.eval_steps": 3, "sft.save_steps": 3}
+    recipe = make_recipe({"lora.dropout": 0.1, "sft.gradient_accumulation": 2} | steps)
     straight = start_run(tmp_path / "straight", recipe)
     train_sft(recipe, straight)
     broken = start_run(tmp_path / "broken", recipe)
     with monkeypatch.context() as patch:
-        stop_at(patch, step=5)
+        stop_at(patch, step=6)
         with pytest.raises(Interrupted):
             train_sft(recipe, broken)
     assert "sft" not in broken.manifest["stages"]
@@ -120,7 +122,8 @@ def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkey
 
 
 def test_the_best_and_the_last_checkpoint_are_kept(tmp_path, monkeypatch):
-    recipe = make_recipe({"sft.max_steps": 8, "sft.warmup_steps": 0})
+    # Saved every 8 steps, evaluated every 2: the best must be saved although it is not due.
+    recipe = make_recipe({"sft.max_steps": 8, "sft.save_steps": 8, "sft.warmup_steps": 0})
     run = start_run(tmp_path / "run", recipe)
     worse_from = 4
     original = SftTrainer.evaluate
