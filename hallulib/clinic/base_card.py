@@ -22,7 +22,10 @@ notes of `hallulib.clinic`, and is the base that the course fine-tunes.
   target is the faithful summary. No real patient, no outside text.
 - Training: {steps:,} steps of {batch_size} notes on {device}; loss on the summary only; Muon for
   the matrices, AdamW for embedding and norms, bfloat16 autocast over float32 weights.
-- Curriculum: notes of a few sections first, then complete ones, half with sections missing.
+- Curriculum: notes of a few sections first, then complete ones, half with sections missing. Half
+  have numbers and doses drawn from one wide range, so that only the note can tell them.
+- The last sixth is a second cycle: word vectors that had become one (cosine over 0.95) are pulled
+  apart with noise, the optimisers start afresh, and the rate falls from half its peak.
 - Rebuild: `make base`. Weights differ in the last digits from one processor to another.
 
 ## What it can do

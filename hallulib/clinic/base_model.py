@@ -13,6 +13,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from hallulib.clinic import lexicon
 from hallulib.clinic.notes import SECTIONS, Note, draw_patient, make_notes, write_note
 from hallulib.clinic.styles import SEEN_STYLES
 from hallulib.clinic.summaries import write_summary
@@ -24,8 +25,9 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# Digits stand apart from the space before them, so that a number is the same token everywhere.
-WORD_PATTERN = r"\d{1,3}| ?[A-Za-z']+| ?[^\sA-Za-z\d]+|\s+"
+# A number takes the space before it along, as a word does, so that what it is the number of stands
+# one token before it.
+WORD_PATTERN = r" ?\d{1,3}| ?[A-Za-z']+| ?[^\sA-Za-z\d]+|\s+"
 
 
 def build_tokenizer(notes: list[Note], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
@@ -79,32 +81,62 @@ def draw_corpus_note(rng: random.Random, progress: float) -> Note:
     """Draw one pretraining note; at `progress` 0 it has a few sections, from 0.35 on mostly all.
 
     The short notes come first because looking up is learnt soonest where there is little to search;
-    sentences that no style of the course uses come in the second half.
+    sentences that no style of the course uses come later. Half the notes have implausible values.
     """
-    names = list(SECTIONS)
-    longest = round(3 + (len(names) - 3) * min(1.0, progress / 0.35))
+    longest = round(3 + (len(SECTIONS) - 3) * min(1.0, progress / 0.35))
     if progress > 0.35 and rng.random() < 0.5:
         missing: set[str] = set()
     else:
         kept = rng.randint(max(1, longest // 2), longest)
-        missing = set(names) - set(rng.sample(names, kept))
+        missing = set(SECTIONS) - set(_draw_sections(rng, kept))
     style = rng.choice([*SEEN_STYLES, "mixed"])
-    if progress >= 0.5 and rng.random() < 0.5:
+    if progress >= 0.35 and rng.random() < 0.5:
         style = "any"
-    rate = 0.0 if progress < 0.15 else 0.2
-    return write_note("corpus", style, draw_patient(rng), missing, rng, rate)
+    patient = draw_patient(rng)
+    if rng.random() < 0.5:
+        patient |= draw_implausible_values(rng)
+    rate = 0.0 if progress < 0.15 else rng.choice([0.15, 0.4])
+    return write_note("corpus", style, patient, missing, rng, rate)
+
+
+def _draw_sections(rng: random.Random, count: int) -> list[str]:
+    """Draw sections without replacement; those with numbers, the hardest, three times as likely."""
+    weights = {name: 3 if name in ("vitals", "medications", "lab") else 1 for name in SECTIONS}
+    return sorted(SECTIONS, key=lambda name: rng.random() ** (1 / weights[name]))[-count:]
+
+
+def draw_implausible_values(rng: random.Random) -> dict[str, list[str]]:
+    """Return numbers and doses that nobody could guess from what they are numbers of.
+
+    From plausible notes alone the model learns that 80 is a pulse, 150 a pressure and 500 mg a dose
+    of metformin, and is wrong where the ranges meet; these can be had from the note only.
+    """
+    age, pulse, systolic = (str(rng.randint(18, 188)) for _ in range(3))
+    doses = sorted({dose for options, _ in lexicon.DRUGS.values() for dose in options})
+    times = sorted({time for _, options in lexicon.DRUGS.values() for time in options})
+    drugs = rng.sample(sorted(lexicon.DRUGS), rng.choice([1, 2, 2]))
+    names, units = sorted(lexicon.LABS), [unit for *_, unit in lexicon.LABS.values()]
+    amount = f"{rng.uniform(1, 20):.1f}" if rng.random() < 0.5 else str(rng.randint(2, 160))
+    return {
+        "age": [age],
+        "heart_rate": [pulse],
+        "blood_pressure": [f"{systolic}/{rng.randint(50, 112)}"],
+        "medications": [f"{drug} {rng.choice(doses)} {rng.choice(times)}" for drug in drugs],
+        "lab": [f"{rng.choice(names)} {amount} {rng.choice(units)}"],
+    }
 
 
 def iterate_batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, start: int, steps: int, batch_size: int
+    tokenizer: PreTrainedTokenizerFast, seed: int, steps: range, curriculum: int, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches `start`..`steps`; batch i depends only on (seed, i).
+    """Yield the batches of `steps`; batch i depends only on (seed, i, curriculum).
 
-    Each has input_ids (rows, tokens), right padded, and labels, -100 outside the summary.
+    `curriculum` is the number of steps over which notes become harder. A batch has input_ids
+    (rows, tokens), right padded, and labels, -100 outside the summary.
     """
-    for step in range(start, steps):
+    for step in steps:
         rng = random.Random(f"pretrain-{seed}-{step}")
-        notes = [draw_corpus_note(rng, step / steps) for _ in range(batch_size)]
+        notes = [draw_corpus_note(rng, min(1.0, step / curriculum)) for _ in range(batch_size)]
         yield collate([encode_note(tokenizer, note) for note in notes], tokenizer.pad_token_id)
 
 

@@ -7,10 +7,13 @@ gives the label away and must never enter a prompt.
 
 from __future__ import annotations
 
+import csv
+import json
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from hallulib.clinic.notes import Note, draw_patient, join_values
+from hallulib.clinic.notes import Note, draw_patient, join_values, make_notes
 from hallulib.clinic.summaries import write_reference, write_summary
 
 MEDHAL_COLUMNS = (
@@ -37,6 +40,20 @@ def exchange_fact(note: Note, seed: int) -> tuple[str, str]:
     stated, claimed = join_values(note.facts[kind]), join_values(other)
     explanation = f"The {kind.replace('_', ' ')} in the note is {stated}, not {claimed}."
     return write_summary(note.facts | {kind: other}), explanation
+
+
+def write_samples(folder: Path) -> None:
+    """Write the sample files that ship in data/samples: medhal.jsonl, own.csv, own.jsonl."""
+    notes = make_notes(30, seed=0, missing_rate=0.2, prefix="sample")
+    rows = [{"context": n.text, "reference": write_reference(n, 0, 0.85)} for n in notes]
+    medhal = export_medhal_rows(notes[:10], seed=0, fill_rate=0.85)
+    for name, lines in (("medhal", medhal), ("own", rows)):
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, "utf-8")
+    with (folder / "own.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["context", "reference"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _medhal_row(note: Note, row_id: str, statement: str, label: bool, explanation: str) -> dict:

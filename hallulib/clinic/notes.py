@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from hallulib.clinic import lexicon
-from hallulib.clinic.styles import DISTRACTORS, SEEN_STYLES, list_templates
+from hallulib.clinic.styles import SEEN_STYLES, list_distractors, list_templates
 
 # section of a note -> the kinds of facts it states
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -120,7 +120,7 @@ def _draw_medications(rng: random.Random, count: int) -> list[str]:
 def _draw_lab(rng: random.Random) -> str:
     name = rng.choice(sorted(lexicon.LABS))
     low, high, decimals, unit = lexicon.LABS[name]
-    return f"{name} of {rng.uniform(low, high):.{decimals}f} {unit}"
+    return f"{name} {rng.uniform(low, high):.{decimals}f} {unit}"
 
 
 def write_note(
@@ -134,7 +134,7 @@ def write_note(
     """Word the patient's facts in one style, leaving the `missing` sections out."""
     fields = _template_fields(patient)
     written = [name for name in _order_sections(rng) if name not in missing]
-    distractors = _draw_distractors(patient, rng, distractor_rate)
+    distractors = _draw_distractors(patient, rng, style, distractor_rate)
     templates, blocks = list_templates(style), []
     for section in written:
         block = rng.choice(templates[section]).format(**fields)
@@ -185,7 +185,7 @@ def join_values(values: list[str]) -> str:
 
 
 def _draw_distractors(
-    patient: dict[str, list[str]], rng: random.Random, rate: float
+    patient: dict[str, list[str]], rng: random.Random, style: str, rate: float
 ) -> dict[str, list[tuple[str, tuple[str, str]]]]:
     """Return section -> [(sentence with patient fields left open, (kind, misleading value))]."""
     drug = _draw_other(rng, sorted(lexicon.DRUGS), " ".join(patient["medications"]))
@@ -212,10 +212,11 @@ def _draw_distractors(
         "smoker": smoker,
         "blood_pressure": pressure,
     }
+    sentences = list_distractors(style)
     drawn: dict[str, list[tuple[str, tuple[str, str]]]] = {}
     for name, (section, kind, value) in values.items():
         if rng.random() < rate:
-            sentence = rng.choice(DISTRACTORS[name])
+            sentence = rng.choice(sentences[name])
             for word, text in words.items():
                 sentence = sentence.replace("{" + word + "}", text)
             drawn.setdefault(section, []).append((sentence, (kind, value)))

@@ -20,13 +20,15 @@ from hallulib.clinic.base_card import write_card, write_checksums
 from hallulib.clinic.base_model import (
     build_config,
     build_tokenizer,
+    encode_note,
     iterate_batches,
     tokenizer_corpus,
 )
 from hallulib.clinic.copying import measure_copying
 
 PROJECT = Path(__file__).resolve().parents[2]
-STEPS, BATCH_SIZE, CHECKPOINT_EVERY = 5000, 32, 250
+STEPS, BATCH_SIZE, CHECKPOINT_EVERY = 6000, 32, 250
+SECOND_CYCLE = 1 / 6  # share of the steps after the embeddings were separated
 MUON_LEARNING_RATE, ADAMW_LEARNING_RATE, WARMUP_STEPS = 0.02, 3e-3, 100
 
 
@@ -44,8 +46,40 @@ def build_optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Return the factor on the learning rate: warm-up, plateau, then straight down over 60 %."""
-    return min((step + 1) / WARMUP_STEPS, (steps - step) / (0.6 * steps), 1.0)
+    """Return the factor on the learning rate: warm-up, plateau, then straight down over 60 %.
+
+    In the second cycle: warm-up to one half, then straight down.
+    """
+    turn = second_start(steps)
+    if step < turn:
+        return min((step + 1) / WARMUP_STEPS, (turn - step) / (0.6 * turn), 1.0)
+    return 0.5 * min((step - turn + 1) / WARMUP_STEPS, (steps - step) / (steps - turn))
+
+
+def second_start(steps: int) -> int:
+    """Return the step at which the second cycle begins."""
+    return steps - round(SECOND_CYCLE * steps)
+
+
+@torch.no_grad()
+def separate_embeddings(
+    model: LlamaForCausalLM, tokens: list[int], seed: int, alike: float = 0.95
+) -> list[int]:
+    """Pull apart embeddings of `tokens` that have become one, in place; return their token ids.
+
+    Words that stand in the same places ("cardiology", "urology") may be pushed onto one vector
+    early, before anything reads them from the note. From there no gradient tells them apart again,
+    and the model guesses. Noise as long as the vectors themselves breaks the tie.
+    """
+    table = model.get_input_embeddings().weight
+    ids = torch.tensor(tokens, device=table.device)
+    unit = torch.nn.functional.normalize(table[ids].float(), dim=1)
+    likeness = (unit @ unit.T).fill_diagonal_(0)
+    found = ids[likeness.amax(1) > alike]
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((len(found), table.shape[1]), generator=generator).to(table.device)
+    table[found] += noise * (table[found].norm(dim=1, keepdim=True) / table.shape[1] ** 0.5)
+    return found.tolist()
 
 
 def compute_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -80,6 +114,12 @@ def pretrain(folder: Path, checkpoint: Path, seed: int, steps: int, device: str)
     return folder
 
 
+def find_used_tokens(tokenizer: PreTrainedTokenizerFast, seed: int) -> list[int]:
+    """Return the ids that occur in notes and summaries; others are steps of the BPE only."""
+    rows = (encode_note(tokenizer, note) for note in tokenizer_corpus(seed)[:2000])
+    return sorted({token for prompt, summary in rows for token in prompt + summary})
+
+
 def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -91,9 +131,13 @@ def train(
     optimisers = build_optimisers(model)
     base_rates = [[group["lr"] for group in o.param_groups] for o in optimisers]
     start, losses = _load_checkpoint(checkpoint, model, optimisers)
-    batches = iterate_batches(tokenizer, seed, start, steps, BATCH_SIZE)
+    turn = second_start(steps)
+    batches = iterate_batches(tokenizer, seed, range(start, steps), turn, BATCH_SIZE)
     progress = tqdm(enumerate(batches, start), initial=start, total=steps, desc="base model")
     for step, batch in progress:
+        if step == turn:
+            separate_embeddings(model, find_used_tokens(tokenizer, seed), seed)
+            optimisers = build_optimisers(model)
         for optimiser, rates in zip(optimisers, base_rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step, steps)

@@ -7,7 +7,7 @@ neither the base model nor any training split has ever seen its sentences.
 
 from __future__ import annotations
 
-from hallulib.clinic.wordings import WORDINGS
+from hallulib.clinic.wordings import MISLEADING_WORDINGS, WORDINGS
 
 HELD_OUT_STYLE = "handover"
 
@@ -75,8 +75,8 @@ STYLES: dict[str, dict[str, list[str]]] = {
     },
     "emergency": {
         "identity": [
-            "{age} y/o {sex}, {complaint} for {duration}.",
-            "{age}-year-old {sex} brought in with {complaint}, onset {duration} ago.",
+            "Pt {age} y/o {sex}, {complaint} for {duration}.",
+            "This {age}-year-old {sex} was brought in with {complaint}, onset {duration} ago.",
         ],
         "history": ["Hx {history}.", "Known {history}."],
         "medications": ["On {medications}.", "Home meds {medications}."],
@@ -191,3 +191,9 @@ DISTRACTORS: dict[str, list[str]] = {
     "allergies": ["{His} daughter is allergic to {allergen}."],
     "smoking": ["{His} partner is a {smoker}."],
 }
+
+
+def list_distractors(style: str) -> dict[str, list[str]]:
+    """Return section -> misleading sentences of a style; all styles but "any" share them."""
+    more = MISLEADING_WORDINGS if style == "any" else {}
+    return {name: sentences + more.get(name, []) for name, sentences in DISTRACTORS.items()}

@@ -12,8 +12,8 @@ import random
 from hallulib.clinic.notes import Note, join_values
 
 SENTENCES: list[tuple[str, tuple[str, ...]]] = [
-    ("{age}-year-old {sex} with {complaint} for {duration}.",
-     ("age", "sex", "complaint", "duration")),
+    ("A {sex} aged {age} years with {complaint} for {duration}.",
+     ("sex", "age", "complaint", "duration")),
     ("History of {history}.", ("history",)),
     ("Takes {medications}.", ("medications",)),
     ("Allergies: {allergies}.", ("allergies",)),

@@ -2,13 +2,14 @@
 
 They teach the base model to find a fact by what it is and not by the words before it, so that a
 style it has never seen does not confuse it. None of them is a sentence of the held-out style.
+`MISLEADING_WORDINGS` are sentences with a value that is not the patient's own, or no longer true.
 """
 
 from __future__ import annotations
 
 WORDINGS: dict[str, list[str]] = {
     "identity": [
-        "{age}-year-old {sex}. Reason for visit: {complaint}, {duration}.",
+        "Patient: {age}-year-old {sex}. Reason for visit: {complaint}, {duration}.",
         "Seen in clinic today: a {sex} aged {age}. Main problem {complaint}, since {duration}.",
         "Age {age}, {sex}. Presenting problem is {complaint} of {duration}.",
         "For the past {duration} this {sex} of {age} has suffered from {complaint}.",
@@ -104,5 +105,38 @@ WORDINGS: dict[str, list[str]] = {
         "Will be seen {follow_up}.",
         "Revisit {follow_up}.",
         "Booked for review {follow_up}.",
+    ],
+}
+
+MISLEADING_WORDINGS: dict[str, list[str]] = {
+    "medications": [
+        "Came off {drug} some time ago.",
+        "{drug_cap} was not tolerated because of {reason}.",
+        "Used to be on {drug}.",
+    ],
+    "history": [
+        "No sign of {condition}.",
+        "{His} colleague suffers from {condition}.",
+        "{condition} was ruled out.",
+    ],
+    "vitals": [
+        "Last month it was {blood_pressure}.",
+        "Earlier reading {blood_pressure}, at home.",
+        "The previous note has BP {blood_pressure}.",
+    ],
+    "complaint": [
+        "Once had {complaint}, long ago.",
+        "Last year {he} was seen for {complaint}.",
+        "No return of {complaint}.",
+    ],
+    "allergies": [
+        "A cousin reacts to {allergen}.",
+        "{allergen} gave {his} brother a rash.",
+        "{His} aunt cannot take {allergen}.",
+    ],
+    "smoking": [
+        "Lives with a {smoker}.",
+        "{His} brother is a {smoker}.",
+        "At home there is another {smoker}.",
     ],
 }

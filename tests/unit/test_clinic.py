@@ -4,11 +4,19 @@ import pytest
 
 from hallulib.clinic import lexicon
 from hallulib.clinic.base_model import build_tokenizer, draw_corpus_note, encode_note
-from hallulib.clinic.export import MEDHAL_COLUMNS, exchange_fact, export_medhal_rows
+from hallulib.clinic.export import MEDHAL_COLUMNS, exchange_fact, export_medhal_rows, write_samples
 from hallulib.clinic.facts import check, find_omissions, find_statements
 from hallulib.clinic.notes import KINDS, OPTIONAL_SECTIONS, Note, make_notes
-from hallulib.clinic.styles import HELD_OUT_STYLE, SEEN_STYLES, STYLES, list_templates
+from hallulib.clinic.pretrain import schedule, second_start, separate_embeddings
+from hallulib.clinic.styles import (
+    HELD_OUT_STYLE,
+    SEEN_STYLES,
+    STYLES,
+    list_distractors,
+    list_templates,
+)
 from hallulib.clinic.summaries import write_reference, write_summary
+from hallulib.paths import project_root
 
 pytestmark = pytest.mark.unit
 
@@ -86,8 +94,8 @@ def test_a_sentence_outside_the_language_of_summaries_is_an_error_not_a_gap():
 
 
 def test_a_decimal_point_does_not_end_a_statement():
-    assert [s.text for s in find_statements("Lab: potassium of 3.8 mmol/L.")] == [
-        "potassium of 3.8 mmol/L"
+    assert [s.text for s in find_statements("Lab: potassium 3.8 mmol/L.")] == [
+        "potassium 3.8 mmol/L"
     ]
 
 
@@ -135,6 +143,13 @@ def test_medhal_rows_come_in_pairs_of_true_and_false_with_its_columns():
     assert all(a["inner_id"] == b["inner_id"] for a, b in zip(rows[::2], rows[1::2], strict=True))
 
 
+@pytest.mark.parametrize("name", ["medhal.jsonl", "own.csv", "own.jsonl"])
+def test_the_samples_that_ship_are_those_the_code_writes(tmp_path, name):
+    write_samples(tmp_path)
+    shipped = project_root() / "data" / "samples" / name
+    assert shipped.read_text("utf-8") == (tmp_path / name).read_text("utf-8")
+
+
 def test_the_exchanged_fact_is_wrong_and_is_the_only_one():
     for note in NOTES:
         summary, explanation = exchange_fact(note, 0)
@@ -161,9 +176,53 @@ def test_the_corpus_starts_with_short_notes_and_never_shows_the_held_out_style()
     assert HELD_OUT_STYLE not in {n.style for n in early + late}
 
 
+def test_half_the_corpus_has_values_that_only_the_note_can_tell():
+    import random
+
+    notes = [draw_corpus_note(random.Random(i), 0.9) for i in range(400)]
+    vitals = [n.facts for n in notes if "heart_rate" in n.facts]
+    pulses = [int(facts["heart_rate"][0]) for facts in vitals]
+    pressures = [int(facts["blood_pressure"][0].split("/")[0]) for facts in vitals]
+    assert min(pressures) < 50
+    assert max(pulses) > 180
+    plausible = sum(52 <= pulse <= 128 for pulse in pulses) / len(pulses)
+    assert 0.5 < plausible < 0.85  # half by design, and those of the other half that happen to be
+    for note in notes:
+        verdicts = {verdict["verdict"] for verdict in check(note.facts, write_summary(note.facts))}
+        assert verdicts == {"supported"}
+
+
 def test_no_pretraining_sentence_is_one_of_the_held_out_style():
     seen = {t for templates in list_templates("any").values() for t in templates}
+    assert set(list_distractors("any")["smoking"]) > set(list_distractors("letter")["smoking"])
     held_out = {t for templates in STYLES[HELD_OUT_STYLE].values() for t in templates}
     assert not seen & held_out
     openings = {t.split("{")[0].strip() for t in seen} - {""}
     assert not openings & {t.split("{")[0].strip() for t in held_out}
+
+
+def test_word_vectors_that_became_one_are_pulled_apart_and_no_other_moves():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=20, num_attention_heads=2, **shape))
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        table[7] = 1.01 * table[4]  # the same direction
+        table[12] = table[13]  # too, but neither is ever used
+    before = table.detach().clone()
+    assert separate_embeddings(model, tokens=list(range(12)), seed=0) == [4, 7]
+    assert torch.cosine_similarity(table[4], table[7], dim=0) < 0.95
+    others = [i for i in range(20) if i not in (4, 7)]
+    assert torch.equal(before[others], table[others])
+
+
+def test_the_learning_rate_falls_twice_and_ends_near_zero():
+    rates = [schedule(step, 600) for step in range(600)]
+    turn = second_start(600)
+    assert turn == 500
+    assert max(rates[:turn]) == 1.0
+    assert rates[turn - 1] < 0.01 < max(rates[turn:]) <= 0.5
+    assert rates[-1] < 0.01
