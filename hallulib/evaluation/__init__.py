@@ -6,25 +6,18 @@ importing it must neither load torch nor make a circle.
 
 from __future__ import annotations
 
-from importlib import import_module
+import lazy_loader
 
-_HOMES = {
-    "EvaluationResult": "evaluate",
-    "check_independent_detector": "evaluate",
-    "evaluate_systems": "evaluate",
-    "load_evaluation_result": "evaluate",
-    "change_on_item": "highlight",
-    "find_changed_items": "report",
-    "headline_rows": "report",
-    "headline_table": "report",
-    "highlight_facts": "highlight",
-    "highlight_statements": "highlight",
-    "result_sentences": "report",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "evaluate": [
+            "EvaluationResult",
+            "check_independent_detector",
+            "evaluate_systems",
+            "load_evaluation_result",
+        ],
+        "highlight": ["change_on_item", "highlight_facts", "highlight_statements"],
+        "report": ["find_changed_items", "headline_rows", "headline_table", "result_sentences"],
+    },
+)
