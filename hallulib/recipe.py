@@ -91,6 +91,9 @@ class ReferenceSection(Section):
 
 
 class DpoSection(Section):
+    prefix_sharing: Literal["auto", "off"] = field(
+        "auto", "run a prompt once for both completions; auto = where the model can"
+    )
     loss: Literal["sigmoid"] = field("sigmoid", "preference loss")
     beta: float = field(0.1, "how far the policy may move from the reference", gt=0)
     label_smoothing: float = field(0.0, "assumed share of flipped pairs", ge=0, lt=0.5)

@@ -7,6 +7,7 @@ language-model head, which for a small model is a large share of the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -61,11 +62,32 @@ def score_completions(
     and bool, whether the token was the most likely one. Rows must be padded on the right: under
     causal attention no real token then sees padding, and no attention mask is needed.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _require_plain_head(base)
-    hidden = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    hidden = read_hidden_states(model, input_ids=input_ids)
     scored = completion_mask[:, 1:]
-    hidden, targets = hidden[:, :-1][scored], input_ids[:, 1:][scored]
+    return score_tokens(model, hidden[:, :-1][scored], input_ids[:, 1:][scored])
+
+
+def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the causal language model within a PeftModel; its LoRA layers stay in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def read_hidden_states(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
+    """Return the last hidden states (rows, tokens, width), without passing the head."""
+    base = unwrap_model(model)
+    _require_plain_head(base)
+    return base.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def score_tokens(
+    model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-prob (float32, nats) and hit of each of `targets` (tokens,).
+
+    `hidden` (tokens, width) are the states that predict them.
+    The head runs in chunks of tokens, so its memory does not grow with the batch.
+    """
+    base = unwrap_model(model)
     head = base.get_output_embeddings()
     size = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
     chunks = list(zip(hidden.split(size), targets.split(size), strict=True))

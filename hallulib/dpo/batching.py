@@ -78,14 +78,63 @@ def tokenise_pairs(
 
 
 def collate_pairs(
-    pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool = False
+    pairs: Sequence[TokenPair], pad_id: int, shared: bool = False, chosen_only: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Return input_ids and completion_mask, (2 * pairs, tokens): chosen first, rejected second.
+    """Lay pairs out as a batch; with `chosen_only` the rejected completions are left out.
 
-    Padded on the right. With `chosen_only` the rejected half is left out.
+    predictors, targets (completion tokens,): the flat position in input_ids that predicts each
+    completion token, and that token; all chosen completions first, then all rejected. counts
+    (completions,): tokens of each. And, by layout:
+
+    plain   input_ids (completions, tokens), padded on the right, the prompt before each completion
+    shared  input_ids, position_ids (1, tokens), each pair as [prompt | chosen | rejected] without
+            padding, and pair_lengths (pairs, 3): the lengths of the three
     """
+    lay_out = _lay_out_shared if shared else _lay_out_plain
+    batch, starts = lay_out(pairs, pad_id, chosen_only)
+    sides = [[pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]]
+    completions = [ids for side in sides[: 1 if chosen_only else 2] for ids in side]
+    predictors = [
+        position
+        for (before, first), ids in zip(starts, completions, strict=True)
+        for position in [before, *range(first, first + len(ids) - 1)]
+    ]
+    return batch | {
+        "predictors": torch.tensor(predictors),
+        "targets": torch.tensor([token for ids in completions for token in ids]),
+        "counts": torch.tensor([len(ids) for ids in completions]),
+    }
+
+
+# Each returns the batch and, per completion, the flat positions of its prompt's last token and of
+# its own first token.
+Layout = tuple[dict[str, torch.Tensor], list[tuple[int, int]]]
+
+
+def _lay_out_plain(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -> Layout:
     rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    if not chosen_only:
-        rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    input_ids, mask = pad_rows(rows, pad_id)
-    return {"input_ids": input_ids, "completion_mask": mask}
+    rows += [] if chosen_only else [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+    input_ids, _ = pad_rows(rows, pad_id)
+    first = [i * input_ids.shape[1] + len(prompt) for i, (prompt, _) in enumerate(rows)]
+    return {"input_ids": input_ids}, [(at - 1, at) for at in first]
+
+
+def _lay_out_shared(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -> Layout:
+    ids: list[int] = []
+    positions: list[int] = []
+    starts: tuple[list, list] = ([], [])
+    lengths = []
+    for pair in pairs:
+        prompt = len(pair.prompt_ids)
+        last = len(ids) + prompt - 1
+        ids += pair.prompt_ids
+        positions += range(prompt)
+        completions = [pair.chosen_ids] if chosen_only else [pair.chosen_ids, pair.rejected_ids]
+        for side, completion in enumerate(completions):
+            starts[side].append((last, len(ids)))
+            ids += completion
+            positions += range(prompt, prompt + len(completion))
+        lengths.append([prompt, len(pair.chosen_ids), 0 if chosen_only else len(pair.rejected_ids)])
+    batch = {"input_ids": ids, "position_ids": positions}
+    batch = {name: torch.tensor([values]) for name, values in batch.items()}
+    return batch | {"pair_lengths": torch.tensor(lengths)}, starts[0] + starts[1]

@@ -35,15 +35,18 @@ def check_pairs(pairs: Sequence[TokenPair]) -> None:
             )
 
 
-def check_completion_mask(batch: dict[str, torch.Tensor], pairs: Sequence[TokenPair]) -> None:
-    """The first token of each completion is scored and no token of the prompt is."""
-    completions = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
-    prompts = [p.prompt_ids for p in pairs] * 2
-    for row, mask in enumerate(batch["completion_mask"]):
-        start, end = len(prompts[row]), len(prompts[row]) + len(completions[row])
-        if mask[:start].any() or not mask[start:end].all() or mask[end:].any():
+def check_scored_tokens(batch: dict[str, torch.Tensor], pairs: Sequence[TokenPair]) -> None:
+    """Every completion token is scored, each from the token before it, and no prompt token is."""
+    sides = [[p.chosen_ids for p in pairs], [p.rejected_ids for p in pairs]]
+    expected = sides[0] + (sides[1] if len(batch["counts"]) > len(pairs) else [])
+    counts = batch["counts"].tolist()
+    targets = batch["targets"].split(counts)
+    readers = batch["input_ids"].flatten()[batch["predictors"]].split(counts)
+    for row, ids in enumerate(expected):
+        prompt = pairs[row % len(pairs)].prompt_ids
+        if targets[row].tolist() != ids or readers[row].tolist() != [prompt[-1], *ids[:-1]]:
             raise GateFailed(
-                f"Row {row} of the first batch does not score exactly its completion.",
+                f"Completion {row} of the first batch is not scored exactly.",
                 "This is a fault of dpo/batching.py, not of the data.",
             )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -31,10 +33,10 @@ def dpo_loss(
     return losses, chosen_rewards, rejected_rewards
 
 
-def mean_nll(logps: Tensor, mask: Tensor) -> Tensor:
+def mean_nll(logps: Sequence[Tensor]) -> Tensor:
     """Return the mean negative log-likelihood per completion token: a scalar, in nats.
 
-    `logps` are per-token log-probabilities and `mask` is True on the tokens that count, both
-    (rows, tokens). Every token weighs the same, as in supervised fine-tuning.
+    `logps` are the per-token log-probabilities of each completion. Every token weighs the same, as
+    in supervised fine-tuning.
     """
-    return -torch.where(mask, logps, 0.0).sum() / mask.sum()
+    return -torch.cat(list(logps)).mean()

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hallulib.dpo.batching import TokenPair, collate_pairs, tokenise_pairs
-from hallulib.dpo.logprobs import completion_logps
+from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout, completion_logps
 from hallulib.errors import GateFailed, storage_guard
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.paths import display_path, sha256_text, write_json_atomic
@@ -49,6 +49,7 @@ class ReferenceResult:
     pairs: int
     computed: int
     reused: int
+    prompts_shared: bool
     bytes: int
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -75,13 +76,16 @@ def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
             print(f"reference: {count} {split} pairs left out, {reason}")
     policy = load_policy(recipe, run.require("sft/adapter"), trainable=False)
     cache = ReferenceCache.open(run.path("reference"), recipe, policy, tokenizer)
-    computed = cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    layout = choose_layout(policy, pairs[:CHECKED_PAIRS], tokenizer.pad_token_id, recipe)
+    print(layout)
+    computed = cache.fill(policy, pairs, tokenizer.pad_token_id, recipe, layout.shared)
     distinct = len({pair.address for pair in pairs})
     notes = {
         "key": cache.key,
         "pairs": distinct,
         "computed": computed,
         "reused": distinct - computed,
+        "prompts_shared": layout.shared,
         "bytes": sum(file.stat().st_size for file in cache.folder.glob("shard-*.parquet")),
     }
     return ReferenceResult(cache.folder, **notes, notes=notes)
@@ -168,7 +172,12 @@ class ReferenceCache:
                 self.rows[address] = (np.float32(chosen), np.float32(rejected))
 
     def fill(
-        self, policy: PeftModel, pairs: Sequence[TokenPair], pad_id: int, recipe: Recipe
+        self,
+        policy: PeftModel,
+        pairs: Sequence[TokenPair],
+        pad_id: int,
+        recipe: Recipe,
+        shared: bool = False,
     ) -> int:
         """Compute and store the pairs that are missing; returns how many there were.
 
@@ -185,7 +194,7 @@ class ReferenceCache:
             shard = todo[start : start + recipe.reference.shard_size]
             for first in range(0, len(shard), recipe.reference.batch_size):
                 batch = shard[first : first + recipe.reference.batch_size]
-                found = compute_logps(policy, batch, pad_id)
+                found = compute_logps(policy, batch, pad_id, shared)
                 self.rows |= {p.address: row for p, row in zip(batch, found, strict=True)}
                 bar.update(len(batch))
             self._write_shard(shard)
@@ -270,14 +279,16 @@ def _largest_difference(now: np.ndarray, stored: np.ndarray) -> float:
 
 @torch.no_grad()
 def compute_logps(
-    policy: PeftModel, pairs: Sequence[TokenPair], pad_id: int
+    policy: PeftModel, pairs: Sequence[TokenPair], pad_id: int, shared: bool = False
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return per-token log-probs (chosen, rejected) of each pair, with dropout off."""
+    """Return per-token log-probs (chosen, rejected) of each pair, with dropout off.
+
+    `shared`: run each prompt once for both completions (:func:`choose_layout`).
+    """
     policy.eval()
     device = next(policy.parameters()).device
-    batch = {name: t.to(device) for name, t in collate_pairs(pairs, pad_id).items()}
-    logps, mask = completion_logps(policy, batch)
-    rows = [line[kept].cpu().numpy() for line, kept in zip(logps, mask, strict=True)]
+    batch = {name: t.to(device) for name, t in collate_pairs(pairs, pad_id, shared).items()}
+    rows = [logps.cpu().numpy() for logps in completion_logps(policy, batch)]
     return list(zip(rows[: len(pairs)], rows[len(pairs) :], strict=True))
 
 

@@ -15,7 +15,7 @@ from hallulib.adapters import check_gradient_flow, save_adapter
 from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.guardrail import Guardrail
-from hallulib.dpo.logprobs import completion_logps
+from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout, completion_logps, sum_completions
 from hallulib.dpo.losses import dpo_loss, mean_nll
 from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
 from hallulib.models import load_policy, load_tokenizer
@@ -87,12 +87,15 @@ def train_arm(recipe: Recipe, run: Run, arm: Arm, folder: Path, checkpoints: Pat
     validation, _ = load_pairs(run, "validation", tokenizer, recipe.model.max_length)
     gates.check_pairs(train + validation)
     differs = cache.spot_check(policy, train, tokenizer.pad_token_id, recipe)
+    layout = choose_layout(policy, train[:CHECKED_PAIRS], tokenizer.pad_token_id, recipe)
+    print(layout)
     last = find_last_checkpoint(checkpoints)
     if last:
         gates.check_checkpoint_reference(last, cache.key)
     trainer = SequentialDPOTrainer(
-        policy, recipe, arm, checkpoints, cache, (train, validation), tokenizer.pad_token_id
-    )
+        policy, recipe, arm, checkpoints, cache, (train, validation), tokenizer.pad_token_id,
+        layout.shared,
+    )  # fmt: skip
     tensorboard = run.path(f"tensorboard/{arm.name}")
     log = MetricsLog(
         checkpoints, tensorboard if recipe.dpo.report_to == "tensorboard" else None, arm.name
@@ -109,6 +112,7 @@ def train_arm(recipe: Recipe, run: Run, arm: Arm, folder: Path, checkpoints: Pat
         "metrics": last_metrics(folder / METRICS_FILE),
         "reference_key": cache.key,
         "spot_check_nats": differs,
+        "prompts_shared": layout.shared,
         "steps": trainer.state.global_step,
         "best_step": int(find_best_checkpoint(checkpoints).name.rpartition("-")[2]),
         "pairs": len(train),
@@ -146,37 +150,40 @@ class SequentialDPOTrainer(MeanTrainer):
         cache: ReferenceCache,
         pairs: tuple[Sequence[TokenPair], Sequence[TokenPair]],
         pad_id: int,
+        shared: bool = False,
     ) -> None:
         disable_dropout(policy)
-        self.arm, self.pad_id, self.reference_key = arm, pad_id, cache.key
-        rows, validation = (join_reference(part, cache) for part in pairs)
+        self.arm, self.pad_id, self.shared, self.reference_key = arm, pad_id, shared, cache.key
+        train = join_reference(pairs[0], cache, chosen_only=not arm.preference)
+        validation = join_reference(pairs[1], cache)
         # A constant rate after the warm-up: step n is the same step whatever max_steps is.
         args = build_arguments(recipe, recipe.dpo, checkpoints, "constant_with_warmup")
-        self.longest = sorted(rows, key=lambda row: -row["pair"].length)[: recipe.dpo.batch_size]
+        self.longest = sorted(train, key=lambda row: -row["pair"].length)[: recipe.dpo.batch_size]
         super().__init__(
-            policy, recipe, args, rows, validation, self.collate,
+            policy, recipe, args, train, validation, self.collate,
             length=lambda row: row["pair"].length,
         )  # fmt: skip
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return input_ids and completion_mask (2 * pairs, tokens) and ref_*_logps (pairs,)."""
-        batch = collate_pairs([row["pair"] for row in rows], self.pad_id)
+        """Return the batch of :func:`collate_pairs` with ref_*_logps (pairs,) beside it."""
+        pairs, chosen_only = [row["pair"] for row in rows], rows[0]["chosen_only"]
+        batch = collate_pairs(pairs, self.pad_id, self.shared, chosen_only)
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             batch[name] = torch.tensor([row[name] for row in rows])
         return batch
 
     def measure(self, model, batch):
-        if not self.arm.preference and model.training:
-            return self._measure_chosen(model, batch)
         count = len(batch["ref_chosen_logps"])
-        logps, mask = completion_logps(model, batch)
-        sums = logps.sum(1)
+        if len(batch["counts"]) == count:
+            return self._measure_chosen(model, batch)
+        logps = completion_logps(model, batch)
+        sums = sum_completions(logps)
         references = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
         losses, chosen, rejected = dpo_loss(
             sums[:count], sums[count:], *references,
             self.recipe.dpo.beta, self.recipe.dpo.label_smoothing,
         )  # fmt: skip
-        nll = mean_nll(logps[:count], mask[:count])
+        nll = mean_nll(logps[:count])
         loss = self.arm.sft_weight * nll + (losses.mean() if self.arm.preference else 0.0)
         found = {
             "dpo_loss": losses,
@@ -192,14 +199,12 @@ class SequentialDPOTrainer(MeanTrainer):
 
     def _measure_chosen(self, model, batch):
         """SFT on the chosen needs no rejected row: half the work."""
-        count = len(batch["ref_chosen_logps"])
-        half = {name: batch[name][:count] for name in ("input_ids", "completion_mask")}
-        logps, mask = completion_logps(model, half)
-        nll = mean_nll(logps, mask)
-        chosen = self.recipe.dpo.beta * (logps.detach().sum(1) - batch["ref_chosen_logps"])
+        logps = completion_logps(model, batch)
+        nll, sums, count = mean_nll(logps), sum_completions(logps).detach(), len(logps)
+        chosen = self.recipe.dpo.beta * (sums - batch["ref_chosen_logps"])
         return self.arm.sft_weight * nll, {
             "rewards/chosen": (chosen.sum(), count),
-            "logps/chosen": (logps.detach().sum(), count),
+            "logps/chosen": (sums.sum(), count),
             "sft_loss": (nll.detach() * count, count),
         }
 
@@ -209,8 +214,8 @@ class SequentialDPOTrainer(MeanTrainer):
         It is the memory probe, and it shows that the loss starts at ln 2 with every margin 0 and
         that gradients reach exactly the LoRA tensors. Returns what was found; raises GateFailed.
         """
-        batch = self.collate(self.longest)
-        gates.check_completion_mask(batch, [row["pair"] for row in self.longest])
+        batch = self.collate([row | {"chosen_only": False} for row in self.longest])
+        gates.check_scored_tokens(batch, [row["pair"] for row in self.longest])
         batch = self._prepare_inputs(batch)
         self.model.train()
         loss, _ = self.measure(self.model, batch)
@@ -218,7 +223,7 @@ class SequentialDPOTrainer(MeanTrainer):
         tensors = check_gradient_flow(self.model)
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            sums = completion_logps(self.model, batch)[0].sum(1)
+            sums = sum_completions(completion_logps(self.model, batch))
         count = len(self.longest)
         references = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
         losses, chosen, rejected = dpo_loss(
@@ -232,12 +237,18 @@ class SequentialDPOTrainer(MeanTrainer):
         gates.write_reference_key(output_dir or self.args.output_dir, self.reference_key)
 
 
-def join_reference(pairs: Sequence[TokenPair], cache: ReferenceCache) -> list[dict[str, Any]]:
-    """Put the cached reference beside each pair, as summed log-probs in nats."""
+def join_reference(
+    pairs: Sequence[TokenPair], cache: ReferenceCache, chosen_only: bool = False
+) -> list[dict[str, Any]]:
+    """Put the cached reference beside each pair, as summed log-probs in nats.
+
+    `chosen_only`: the rejected completion is not run, which halves the work of SFT on the chosen.
+    """
     found = cache.lookup(pairs)
     return [
         {
             "pair": pair,
+            "chosen_only": chosen_only,
             "ref_chosen_logps": float(chosen.sum()),
             "ref_rejected_logps": float(rejected.sum()),
         }

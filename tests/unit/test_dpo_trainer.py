@@ -230,15 +230,17 @@ def test_empty_and_identical_completions_are_caught():
         gates.check_pairs([TokenPair([1, 2], [3, 9], [3, 9])])
 
 
-def test_a_mask_that_misses_the_first_token_or_scores_the_prompt_is_caught():
+@pytest.mark.parametrize("shared", [False, True])
+def test_scoring_the_prompt_or_from_the_wrong_place_is_caught(shared):
     pairs = [TokenPair([1, 2], [3, 9], [4, 5, 9])]
-    batch = collate_pairs(pairs, pad_id=0)
-    gates.check_completion_mask(batch, pairs)
-    for row, column in ((0, 2), (1, 1), (0, 4)):
-        wrong = {"completion_mask": batch["completion_mask"].clone()}
-        wrong["completion_mask"][row, column] ^= True
-        with pytest.raises(GateFailed, match=f"Row {row} of the first batch"):
-            gates.check_completion_mask(wrong, pairs)
+    batch = collate_pairs(pairs, 0, shared)
+    gates.check_scored_tokens(batch, pairs)
+    faults = (("predictors", 0, 0, 0), ("targets", 0, 2, 0), ("targets", 3, 4, 1))
+    for name, at, value, row in faults:
+        wrong = batch | {name: batch[name].clone()}
+        wrong[name][at] = value
+        with pytest.raises(GateFailed, match=f"Completion {row} of the first batch"):
+            gates.check_scored_tokens(wrong, pairs)
 
 
 def test_dropout_is_off_in_training(tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hallulib import scoring
 from hallulib.adapters import attach_adapter
 from hallulib.dpo.batching import TokenPair, collate_pairs, tokenise_pair, tokenise_pairs
-from hallulib.dpo.logprobs import completion_logps
+from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.errors import DataError, ModelError
 from hallulib.models import load_base_model, render_prompt
 
@@ -47,23 +47,13 @@ def naive_logps(model, prompt: list[int], completion: list[int]) -> torch.Tensor
 
 @torch.no_grad()
 def test_log_probs_equal_those_from_full_logits_of_each_row_alone(model, pairs):
-    logps, mask = completion_logps(model, collate_pairs(pairs, pad_id=0))
+    logps = completion_logps(model, collate_pairs(pairs, pad_id=0))
     completions = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
+    assert len(logps) == len(completions)
     for row, completion in enumerate(completions):
         expected = naive_logps(model, pairs[row % 4].prompt_ids, completion)
-        assert torch.allclose(logps[row][mask[row]], expected, atol=1e-5)
-        assert logps[row][~mask[row]].abs().sum() == 0
-        assert logps[row].sum().item() == pytest.approx(expected.sum().item(), abs=1e-4)
-
-
-def test_the_first_completion_token_is_scored_and_no_prompt_token_is(model, pairs):
-    _, mask = completion_logps(model, collate_pairs(pairs, pad_id=0))
-    for row, pair in enumerate(pairs):
-        scored = mask[row].nonzero()[:, 0].tolist()
-        # Column t belongs to token t + 1 of the row.
-        assert [column + 1 for column in scored] == list(
-            range(len(pair.prompt_ids), len(pair.prompt_ids) + len(pair.chosen_ids))
-        )
+        assert torch.allclose(logps[row], expected, atol=1e-5)
+    assert sum_completions(logps)[-1].item() == pytest.approx(expected.sum().item(), abs=1e-4)
 
 
 def test_a_chunked_head_gives_the_same_values_and_gradients(model, pairs, monkeypatch):
@@ -72,7 +62,7 @@ def test_a_chunked_head_gives_the_same_values_and_gradients(model, pairs, monkey
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
-        logps, _ = completion_logps(policy, collate_pairs(pairs, pad_id=0))
+        logps = torch.cat(completion_logps(policy, collate_pairs(pairs, pad_id=0)))
         logps.sum().backward()
         grads = [p.grad for p in policy.parameters() if p.grad is not None]
         return logps.detach(), grads
@@ -96,16 +86,18 @@ def test_only_completion_positions_pass_through_the_head(model, pairs):
 
 
 def test_padding_tokens_do_not_matter(model, pairs):
-    first, _ = completion_logps(model, collate_pairs(pairs, pad_id=0))
-    second, _ = completion_logps(model, collate_pairs(pairs, pad_id=17))
+    first = torch.cat(completion_logps(model, collate_pairs(pairs, pad_id=0)))
+    second = torch.cat(completion_logps(model, collate_pairs(pairs, pad_id=17)))
     assert torch.equal(first, second)
 
 
-def test_chosen_rows_come_first_and_rejected_rows_second(pairs):
-    batch = collate_pairs(pairs, pad_id=0)
-    assert batch["input_ids"].shape[0] == 8
-    for row, ids in enumerate([p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]):
-        assert batch["input_ids"][row][batch["completion_mask"][row]].tolist() == ids
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("chosen_only", [False, True])
+def test_a_batch_scores_the_chosen_completions_first_then_the_rejected(pairs, shared, chosen_only):
+    batch = collate_pairs(pairs, 0, shared, chosen_only)
+    expected = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
+    scored = batch["targets"].split(batch["counts"].tolist())
+    assert [ids.tolist() for ids in scored] == expected[: len(pairs) if chosen_only else None]
 
 
 def test_prompt_and_completion_together_are_the_tokens_of_the_whole_text(tokenizer):

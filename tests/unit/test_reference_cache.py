@@ -51,11 +51,11 @@ def test_stored_log_probs_equal_those_computed_live(tmp_path, world):
     assert cache.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 10
     read_back = open_cache(tmp_path, world).lookup(pairs)
     with torch.no_grad():
-        live, mask = completion_logps(policy, collate_pairs(pairs, tokenizer.pad_token_id))
+        live = completion_logps(policy, collate_pairs(pairs, tokenizer.pad_token_id))
     for row, (chosen, rejected) in enumerate(read_back):
         assert chosen.dtype == np.float32
-        assert chosen == pytest.approx(live[row][mask[row]].numpy(), abs=1e-4)
-        assert rejected == pytest.approx(live[10 + row][mask[10 + row]].numpy(), abs=1e-4)
+        assert chosen == pytest.approx(live[row].numpy(), abs=1e-4)
+        assert rejected == pytest.approx(live[10 + row].numpy(), abs=1e-4)
         assert len(chosen) == len(pairs[row].chosen_ids)
 
 
@@ -73,11 +73,11 @@ def test_an_interrupted_pass_computes_only_what_is_missing(tmp_path, world, monk
     whole.fill(policy, pairs, tokenizer.pad_token_id, recipe)
     calls: list[int] = []
 
-    def count(policy, batch, pad_id):
+    def count(policy, batch, pad_id, shared):
         if sum(calls) == 8 and len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(len(batch))
-        return compute_logps(policy, batch, pad_id)
+        return compute_logps(policy, batch, pad_id, shared)
 
     monkeypatch.setattr(reference_cache, "compute_logps", count)
     with pytest.raises(KeyboardInterrupt):
