@@ -129,15 +129,23 @@ def plot_memory_strategies(
 
 
 def plot_reference_logps(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
-    """Distribution over pairs of the reference log-probability of both completions (nats)."""
+    """Distribution over pairs of the reference log-probability of both completions (nats).
+
+    The axes span the middle 98 %: one odd completion would squeeze all others into a bin. What lies
+    beyond is counted in the outermost bins.
+    """
     figure, (left, right) = _new_figure(2)
-    bins = np.histogram_bin_edges([*chosen, *rejected], bins=30)
-    left.hist(chosen, bins, color=GREEN, alpha=0.65, label="chosen")
-    left.hist(rejected, bins, color=RED, histtype="step", linewidth=2, label="rejected")
+    low, high = np.percentile([*chosen, *rejected], [1, 99])
+    bins = np.linspace(low, high, 31)
+    left.hist(np.clip(chosen, low, high), bins, color=GREEN, alpha=0.65, label="chosen")
+    left.hist(
+        np.clip(rejected, low, high), bins, color=RED, histtype="step", linewidth=2,
+        label="rejected",
+    )  # fmt: skip
     left.set(xlabel="log-probability of the completion (nats)", ylabel="pairs")
     left.legend()
     gaps = np.asarray(chosen) - np.asarray(rejected)
-    right.hist(gaps, 30, color=BLUE)
+    right.hist(np.clip(gaps, *np.percentile(gaps, [1, 99])), 30, color=BLUE)
     right.axvline(0, color=GREY)
     right.set(xlabel="chosen minus rejected (nats)", ylabel="pairs")
     return _finish(figure, "What the reference thinks of each completion")
