@@ -72,6 +72,7 @@ def read_figures(figures: dict) -> dict:
         "n": rate["n"], "hallucinated": rate["k"], "rate": rate["value"], "low": rate["low"],
         "high": rate["high"], "omission_rate": figures["omission_rate"],
         "answer_rate": figures["answer_rate"], "mean_words": figures["mean_words"],
+        "unreadable_statements": figures["unparsed_statements"],
     }  # fmt: skip
 
 
@@ -123,19 +124,20 @@ def describe_all(frame: pd.DataFrame) -> str:
         "## The effect, over seeds", "",
         f"`python benchmarks/effect_over_seeds.py`, recipe `tiny-cpu`, CPU ({machine}), torch "
         f"{frame['torch'].iloc[0]}. Each seed draws its own notes, for training and test. Rates: "
-        "summaries with at least one hallucination, judged by the exact checker.", "",
+        "summaries with at least one hallucination, judged by the exact checker. Unreadable: "
+        "statements, garbled ones mostly, that it cannot read and does not count as wrong.", "",
     ]  # fmt: skip
     for group in frame["styles"].unique():
         part = frame[frame["styles"] == group]
         parts += [
             f"### Styles: {group.replace('_', ' ')}", "",
-            "| seed | system | hallucinated | rate | 95 % interval | left out | answered | words |",
-            "|---|---|---|---|---|---|---|---|",
+            "| seed | system | hallucinated | rate | 95 % interval | left out | answered | words | unreadable |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         parts += [
             f"| {r.seed} | {LABELS[r.system]} | {r.hallucinated} of {r.n} | {r.rate:.1%} | "
             f"{r.low:.1%}-{r.high:.1%} | {r.omission_rate:.1%} | {r.answer_rate:.1%} | "
-            f"{r.mean_words:.1f} |"
+            f"{r.mean_words:.1f} | {r.unreadable_statements} |"
             for r in part.itertuples()
         ] + [""]
     return "\n".join(parts)

@@ -140,7 +140,7 @@ def test_every_requirement_is_pinned_exactly():
 def test_what_the_package_imports_is_pinned_and_what_is_pinned_is_used():
     import_names = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pyzmq": "zmq"}
     pinned = {requirement.name for requirement in read_pins("requirements.txt")}
-    pinned_imports = {import_names.get(name.lower(), name) for name in pinned}
+    pinned_imports = {import_names.get(name.lower(), name.replace("-", "_")) for name in pinned}
     imported = set().union(*(their_imports(path) for path in MODULES))
     assert imported - pinned_imports == set()
     in_notebooks = "\n".join(p.read_text("utf-8") for p in (ROOT / "notebooks").glob("*.ipynb"))

@@ -155,7 +155,7 @@ def test_two_runs_are_compared_side_by_side(capsys, outputs):
     status, out, _ = call(capsys, "compare", "a", "b")
     assert status == 0
     assert [line.split() for line in out.splitlines() if "dpo.beta" in line] == [
-        ["dpo.beta", "0.1", "0.2"]
+        ["dpo.beta", str(load_recipe("tiny-cpu").dpo.beta), "0.2"]
     ]
     assert any("3.0 %" in line and "60.0 %" in line for line in out.splitlines())
     assert "dpo.sft_weight" not in out
