@@ -131,7 +131,8 @@ def describe_all(frame: pd.DataFrame) -> str:
         part = frame[frame["styles"] == group]
         parts += [
             f"### Styles: {group.replace('_', ' ')}", "",
-            "| seed | system | hallucinated | rate | 95 % interval | left out | answered | words | unreadable |",
+            "| seed | system | hallucinated | rate | 95 % interval | left out | answered | words "
+            "| unreadable |",
             "|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         parts += [
