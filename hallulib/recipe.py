@@ -94,7 +94,10 @@ class DpoSection(Section):
     prefix_sharing: Literal["auto", "off"] = field(
         "auto", "run a prompt once for both completions; auto = where the model can"
     )
-    loss: Literal["sigmoid"] = field("sigmoid", "preference loss")
+    loss: Literal["sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "simpo", "orpo"] = field(
+        "sigmoid", "preference loss; simpo and orpo ask no reference"
+    )
+    simpo_gamma: float = field(0.5, "margin that simpo asks for", ge=0)
     beta: float = field(0.1, "how far the policy may move from the reference", gt=0)
     label_smoothing: float = field(0.0, "assumed share of flipped pairs", ge=0, lt=0.5)
     sft_weight: float = field(1.0, "weight of the SFT term on the chosen completion", ge=0)

@@ -16,7 +16,13 @@ from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.guardrail import Guardrail
 from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout, completion_logps, sum_completions
-from hallulib.dpo.losses import dpo_loss, mean_nll
+from hallulib.dpo.losses import (
+    PREFERENCE_LOSSES,
+    LossSettings,
+    PairLogps,
+    dpo_loss,
+    mean_nll,
+)
 from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.paths import write_text_atomic
@@ -154,6 +160,10 @@ class SequentialDPOTrainer(MeanTrainer):
     ) -> None:
         disable_dropout(policy)
         self.arm, self.pad_id, self.shared, self.reference_key = arm, pad_id, shared, cache.key
+        section = recipe.dpo
+        self.loss_settings = LossSettings(
+            section.beta, section.label_smoothing, section.simpo_gamma
+        )
         train = join_reference(pairs[0], cache, chosen_only=not arm.preference)
         validation = join_reference(pairs[1], cache)
         # A constant rate after the warm-up: step n is the same step whatever max_steps is.
@@ -178,15 +188,20 @@ class SequentialDPOTrainer(MeanTrainer):
             return self._measure_chosen(model, batch)
         logps = completion_logps(model, batch)
         sums = sum_completions(logps)
-        references = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
-        losses, chosen, rejected = dpo_loss(
-            sums[:count], sums[count:], *references,
-            self.recipe.dpo.beta, self.recipe.dpo.label_smoothing,
+        pair = PairLogps(
+            *sums.split(count), batch["ref_chosen_logps"], batch["ref_rejected_logps"],
+            *batch["counts"].split(count),
         )  # fmt: skip
+        losses = PREFERENCE_LOSSES[self.recipe.dpo.loss](pair, self.loss_settings)
+        # Rewards are relative to the reference whatever the loss, so that arms can be compared.
+        chosen = self.recipe.dpo.beta * pair.chosen_logratios.detach()
+        rejected = self.recipe.dpo.beta * pair.rejected_logratios.detach()
         nll = mean_nll(logps[:count])
         loss = self.arm.sft_weight * nll + (losses.mean() if self.arm.preference else 0.0)
         found = {
             "dpo_loss": losses,
+            "drift/chosen": pair.chosen_logratios / pair.chosen_tokens,
+            "drift/rejected": pair.rejected_logratios / pair.rejected_tokens,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/accuracies": (chosen > rejected).float(),

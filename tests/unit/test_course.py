@@ -230,7 +230,10 @@ def test_ctrl_c_stops_the_kernel_and_the_next_call_resumes(tmp_path):
     write_notebook(folder, "02_two", wait)
     code = f"from hallulib.course import run_course as r; r('tiny-cpu', {str(run_dir)!r}, "
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{code}notebooks={str(folder)!r})"], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", f"{code}notebooks={str(folder)!r})"],
+        stderr=subprocess.DEVNULL,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for((folder / "begun").exists)
     kernels = psutil.Process(process.pid).children(recursive=True)

@@ -304,7 +304,7 @@ def test_comparing_names_the_keys_that_differ_and_their_values(tmp_path):
     Run.open(tmp_path / "a", change())
     Run.open(tmp_path / "b", change(dpo__beta=0.2, seed=3))
     found = compare_runs(tmp_path / "a", tmp_path / "b")
-    assert found == {"seed": (0, 3), "dpo.beta": (0.1, 0.2)}
+    assert found == {"seed": (0, 3), "dpo.beta": (change().dpo.beta, 0.2)}
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):
