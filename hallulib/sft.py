@@ -28,6 +28,7 @@ from hallulib.training import (
     read_metrics,
     train_to_end,
 )
+from hallulib.watch import explain_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class SftTrainer(MeanTrainer):
         longest = sorted(rows, key=lambda row: -len(row["prompt_ids"] + row["completion_ids"]))
         batch = self.collate(longest[: self.args.per_device_train_batch_size])
         self.model.train()
-        loss, _ = self.measure(self.model, self._prepare_inputs(batch))
-        loss.backward()
+        with explain_out_of_memory("sft"):
+            loss, _ = self.measure(self.model, self._prepare_inputs(batch))
+            loss.backward()
         check_gradient_flow(self.model)
         self.model.zero_grad(set_to_none=True)

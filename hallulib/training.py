@@ -17,6 +17,7 @@ from hallulib.errors import GateFailed, ModelError
 from hallulib.models import pick_device
 from hallulib.paths import display_path, write_text_atomic
 from hallulib.recipe import DpoSection, Recipe, SftSection
+from hallulib.watch import SlowStepWatch, check_loss_is_a_number
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "trainer_state.json"
@@ -120,6 +121,7 @@ class MeanTrainer(Trainer):
             data_collator=collate,
         )
         self.remove_callback(PrinterCallback)
+        self.add_callback(SlowStepWatch())
         self.recipe = recipe
         self.sums: dict[str, list[float]] = {}
         # Losses are means over a micro-batch; the Trainer divides by their number.
@@ -133,6 +135,7 @@ class MeanTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, sums = self.measure(model, inputs)
+        check_loss_is_a_number(loss.detach(), self.state.global_step)
         add_sums(self.sums, sums)
         return (loss, None) if return_outputs else loss
 

@@ -164,7 +164,7 @@ class ReferenceCache:
     def _read_shards(self) -> None:
         for file in sorted(self.folder.glob("shard-*.parquet")):
             try:
-                table = pq.read_table(file).to_pydict()
+                table = pq.read_table(file, page_checksum_verification=True).to_pydict()
             except (pa.ArrowInvalid, OSError):
                 file.unlink()  # damaged on disk: its rows are computed again
                 continue
@@ -213,7 +213,7 @@ class ReferenceCache:
         )
         temporary = path.with_name(f".{path.name}.tmp")
         with storage_guard(path):
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, write_page_checksum=True)
             os.replace(temporary, path)
 
     def _describe(self, complete: bool) -> dict[str, Any]:

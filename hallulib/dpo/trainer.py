@@ -39,6 +39,7 @@ from hallulib.training import (
     read_metrics,
     train_to_end,
 )
+from hallulib.watch import explain_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,9 @@ class SequentialDPOTrainer(MeanTrainer):
         gates.check_scored_tokens(batch, [row["pair"] for row in self.longest])
         batch = self._prepare_inputs(batch)
         self.model.train()
-        loss, _ = self.measure(self.model, batch)
-        loss.backward()
+        with explain_out_of_memory("dpo"):
+            loss, _ = self.measure(self.model, batch)
+            loss.backward()
         tensors = check_gradient_flow(self.model)
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():

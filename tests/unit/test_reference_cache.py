@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -110,6 +114,41 @@ def test_a_damaged_shard_is_computed_again(tmp_path, world):
     again = open_cache(tmp_path, world)
     assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 4
     assert len(again.lookup(pairs)) == 10
+
+
+def test_one_flipped_byte_in_a_shard_is_found_and_only_that_shard_computed_again(tmp_path, world):
+    recipe, _, tokenizer, policy, pairs = world
+    cache = open_cache(tmp_path, world)
+    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    shard = sorted(cache.folder.glob("shard-*.parquet"))[0]
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1  # among the values, where parquet itself would not notice
+    shard.write_bytes(data)
+    assert open_cache(tmp_path, world).fill(policy, pairs, tokenizer.pad_token_id, recipe) == 4
+
+
+def test_kill_minus_9_in_the_middle_of_a_pass_loses_at_most_one_shard(tmp_path):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    record_pairs(run, recipe)
+    code = (
+        "import time; from tiny_model import make_recipe; from hallulib.run import Run\n"
+        "from hallulib.dpo import reference_cache as r\n"
+        "slow, real = time.sleep, r.compute_logps\n"
+        "r.compute_logps = lambda *a: (slow(0.4), real(*a))[1]\n"
+        f"recipe = make_recipe(base={recipe.model.name_or_path!r})\n"
+        f"r.cache_reference(recipe, Run.open({str(run.root)!r}, recipe))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    deadline = time.monotonic() + 60
+    while not (shards := list(run.path("reference").glob("*/shard-*.parquet"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    result = cache_reference(recipe, run)
+    assert result.reused >= 4 * len(shards)
+    assert result.computed == result.pairs - result.reused > 0
 
 
 def test_rows_are_sorted_by_length_so_that_padding_nearly_vanishes(tmp_path, world):

@@ -173,10 +173,14 @@ def test_batches_hold_rows_of_like_length_in_random_order():
     assert firsts != sorted(firsts)
 
 
-def test_weights_that_are_not_numbers_are_an_error_and_not_a_result(tmp_path):
-    recipe = make_recipe({"sft.learning_rate": 1e30, "sft.warmup_steps": 0})
+@pytest.mark.parametrize(
+    ("rate", "steps", "what"), [(1e30, 4, "loss of step 2 is nan"), (1e39, 1, "not numbers")]
+)
+def test_a_rate_that_breaks_the_model_is_an_error_and_not_a_result(tmp_path, rate, steps, what):
+    settings = {"learning_rate": rate, "warmup_steps": 0, "max_steps": steps}
+    recipe = make_recipe({"sft": settings})
     run = start_run(tmp_path / "run", recipe)
-    with pytest.raises(GateFailed, match="not numbers"):
+    with pytest.raises(GateFailed, match=what):
         train_sft(recipe, run)
     assert "sft" not in run.manifest["stages"]
 
