@@ -15,6 +15,7 @@ import platform
 
 import pandas as pd
 import torch
+from blocks import replace_block
 
 from hallulib.data import prepare_data
 from hallulib.dpo.arms import train_comparison_arms
@@ -24,14 +25,13 @@ from hallulib.dpo.trainer import train_dpo
 from hallulib.evaluation import evaluate_systems
 from hallulib.evaluation.metrics import PRIMARY
 from hallulib.evaluation.report import format_p
-from hallulib.paths import project_root, write_text_atomic
+from hallulib.paths import project_root
 from hallulib.recipe import load_recipe, parse_set
 from hallulib.run import Run
 from hallulib.sft import train_sft
 
 ROOT = project_root()
 CSV = ROOT / "benchmarks" / "effect_over_seeds.csv"
-MARKS = ("<!-- effect: written by benchmarks/effect_over_seeds.py -->", "<!-- /effect -->")
 STAGES = (
     prepare_data, train_sft, build_pairs, cache_reference, train_dpo, train_comparison_arms,
 )  # fmt: skip
@@ -84,12 +84,8 @@ def read_p(summary: dict, system: str) -> dict:
 
 def write_tables(frame: pd.DataFrame) -> None:
     """Put the table of all seeds into benchmarks/README.md and a short one into README.md."""
-    write_text_atomic(ROOT / "benchmarks" / "README.md", describe_all(frame))
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text("utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    block = f"{MARKS[0]}\n{describe_short(frame)}\n{MARKS[1]}"
-    write_text_atomic(readme, before + block + after)
+    replace_block(ROOT / "benchmarks" / "README.md", "effect_over_seeds", describe_all(frame))
+    replace_block(ROOT / "README.md", "effect_over_seeds", describe_short(frame))
 
 
 def describe_short(frame: pd.DataFrame) -> str:
@@ -120,7 +116,6 @@ def describe_all(frame: pd.DataFrame) -> str:
     """Markdown: every row of the CSV, by style group."""
     machine = ", ".join(frame["machine"].unique())
     parts = [
-        "# Benchmarks", "",
         "## The effect, over seeds", "",
         f"`python benchmarks/effect_over_seeds.py`, recipe `tiny-cpu`, CPU ({machine}), torch "
         f"{frame['torch'].iloc[0]}. Each seed draws its own notes, for training and test. Rates: "
