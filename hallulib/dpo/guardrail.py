@@ -7,15 +7,20 @@ and judged every few steps; hallucination rate and omission rate go beside the l
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from hallulib.adapters import save_adapter
 from hallulib.detectors import Detector, Source, get_detector
 from hallulib.generation import generate_summaries, limit_new_tokens
 from hallulib.recipe import Recipe
-from hallulib.training import MetricsLog
+from hallulib.training import MetricsLog, read_metrics
+
+BEST_FOLDER = "guardrail-best"
 
 
 class Guardrail(TrainerCallback):
@@ -44,6 +49,16 @@ class Guardrail(TrainerCallback):
         last = state.global_step >= state.max_steps
         if last or state.global_step % self.recipe.dpo.guardrail_steps == 0:
             self.log.write(state.global_step, self.measure(model))
+            if self.recipe.dpo.guardrail_patience:
+                self._keep_best_or_stop(model, state, control)
+
+    def _keep_best_or_stop(self, model, state, control) -> None:
+        waited = count_checks_since_best(read_metrics(self.log.file))
+        if waited == 0:
+            save_adapter(model, self.log.file.parent / BEST_FOLDER, self.recipe)
+        elif waited >= self.recipe.dpo.guardrail_patience:
+            tqdm.write(f"step {state.global_step}: {waited} guardrail checks without a new best")
+            control.should_training_stop = True
 
     def measure(self, model) -> dict[str, float]:
         """Summarise and judge with the policy as it is now."""
@@ -55,6 +70,18 @@ class Guardrail(TrainerCallback):
             max_new_tokens=self.max_new_tokens,
         )
         return rate_summaries(self.rows, [samples[0].text for samples in generated])
+
+
+def count_checks_since_best(rows: Sequence[dict[str, Any]]) -> int:
+    """Return how many guardrail checks came after the best one.
+
+    Best is the lowest sum of hallucination and omission rate; of equal ones the last.
+    """
+    names = ("guardrail/hallucination_rate", "guardrail/omission_rate")
+    checks = [row for row in rows if "guardrail/answer_rate" in row]
+    # A policy that answers nothing has no hallucination rate, and must not count as good.
+    scores = [sum(row.get(name, 1.0) for name in names) for row in checks]
+    return scores[::-1].index(min(scores)) if scores else 0
 
 
 def rate_summaries(rows: list[dict[str, Any]], summaries: list[str]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from hallulib.adapters import check_gradient_flow, save_adapter
 from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.guardrail import Guardrail
+from hallulib.dpo.guardrail import BEST_FOLDER, Guardrail
 from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout, completion_logps, sum_completions
 from hallulib.dpo.losses import (
     PREFERENCE_LOSSES,
@@ -73,7 +73,8 @@ def train_dpo(recipe: Recipe, run: Run) -> DpoResult:
 
     Writes dpo/adapter and dpo/metrics.jsonl. The adapter saved is that of the last step, not the
     one of the lowest validation loss: that loss keeps falling while the policy breaks, so choosing
-    by it would only look careful. The best by that loss stays beside the last in checkpoints.
+    by it would only look careful. The best by that loss stays beside the last in checkpoints. With
+    `dpo.guardrail_patience` it is the best by what the guardrail saw the policy write.
     Raises GateFailed when the reference is not this policy's, or gradients go astray.
     """
     arm = Arm("dpo", preference=True, sft_weight=recipe.dpo.sft_weight)
@@ -113,6 +114,9 @@ def train_arm(recipe: Recipe, run: Run, arm: Arm, folder: Path, checkpoints: Pat
         trainer.add_callback(Guardrail(recipe, tokenizer, notes, log))
     report = trainer.check_gates()
     train_to_end(trainer)
+    best = checkpoints / BEST_FOLDER
+    if best.exists():  # dpo.guardrail_patience is set
+        policy.load_adapter(str(best), "default", is_trainable=True)
     save_adapter(policy, folder / "adapter", recipe)
     write_text_atomic(folder / METRICS_FILE, (checkpoints / METRICS_FILE).read_text("utf-8"))
     notes = report | {

@@ -25,7 +25,7 @@ from hallulib.dpo import gates
 from hallulib.dpo import trainer as trainer_module
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.guardrail import rate_summaries
+from hallulib.dpo.guardrail import Guardrail, count_checks_since_best, rate_summaries
 from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, load_pairs
 from hallulib.dpo.trainer import Arm, SequentialDPOTrainer, load_dpo_result, train_dpo
 from hallulib.errors import GateFailed
@@ -318,6 +318,41 @@ def test_the_guardrail_reports_before_the_first_step_every_few_and_after_the_las
     rows = [r for r in read_metrics(run.path("dpo/metrics.jsonl")) if "guardrail/answer_rate" in r]
     assert [row["step"] for row in rows] == [0, 3, 4]
     assert 0 <= result.metrics["guardrail/hallucination_rate"] <= 1
+
+
+def test_training_stops_when_the_guardrail_sees_no_new_best_and_keeps_the_best(
+    tmp_path, monkeypatch
+):
+    rates = iter([0.6, 0.2, 0.4, 0.3, 0.0])
+    kept = []
+
+    def measure(self, model):
+        kept.append({n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n})
+        return {
+            "guardrail/answer_rate": 1.0,
+            "guardrail/hallucination_rate": next(rates),
+            "guardrail/omission_rate": 0.0,
+        }
+
+    monkeypatch.setattr(Guardrail, "measure", measure)
+    settings = {"dpo.guardrail_patience": 2, "dpo.guardrail_steps": 1}
+    recipe, run = reference_run(tmp_path / "run", settings)
+    result = train_dpo(recipe, run)
+    assert result.notes["steps"] == 3  # 0.2 after step 1, then two checks that are no better
+    saved = weights(run)
+    for name, value in kept[1].items():
+        assert torch.equal(saved[name.replace(".default.", ".")], value)
+
+
+def test_the_last_of_equally_good_checks_is_the_best():
+    def rows(*pairs):
+        names = ("guardrail/hallucination_rate", "guardrail/omission_rate")
+        return [{"guardrail/answer_rate": 1.0} | dict(zip(names, p, strict=False)) for p in pairs]
+
+    assert count_checks_since_best(rows((0.6, 0.0), (0.1, 0.0), (0.1, 0.0))) == 0
+    assert count_checks_since_best(rows((0.6, 0.0), (0.1, 0.0), (0.0, 0.2))) == 1
+    assert count_checks_since_best(rows((0.6, 0.0), ())) == 1  # answered nothing
+    assert count_checks_since_best([{"eval_loss": 0.3}]) == 0
 
 
 def test_guardrail_rates_are_those_counted_by_hand():
