@@ -168,8 +168,8 @@ def write_report(frame: pd.DataFrame) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8, help="two of them are warm-up")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=7, help="two of them are warm-up")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only rewrite table and figure")
     options = parser.parse_args()
     if not options.report:

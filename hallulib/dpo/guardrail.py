@@ -43,16 +43,18 @@ class Guardrail(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
-            self.log.write(0, self.measure(model))
+            self._check(model, state, control)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         last = state.global_step >= state.max_steps
         if last or state.global_step % self.recipe.dpo.guardrail_steps == 0:
-            self.log.write(state.global_step, self.measure(model))
-            if self.recipe.dpo.guardrail_patience:
-                self._keep_best_or_stop(model, state, control)
+            self._check(model, state, control)
 
-    def _keep_best_or_stop(self, model, state, control) -> None:
+    def _check(self, model, state, control) -> None:
+        """Measure and log; with `dpo.guardrail_patience`, keep the best adapter or stop."""
+        self.log.write(state.global_step, self.measure(model))
+        if not self.recipe.dpo.guardrail_patience:
+            return
         waited = count_checks_since_best(read_metrics(self.log.file))
         if waited == 0:
             save_adapter(model, self.log.file.parent / BEST_FOLDER, self.recipe)
