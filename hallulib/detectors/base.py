@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Literal, Protocol, get_args
 
 Verdict = Literal["supported", "contradicted", "not_in_note", "unparsed"]
@@ -23,7 +24,9 @@ class StatementVerdict:
     """One statement of a summary: `summary[start:end] == text`.
 
     `error_type` follows the taxonomy (fabrication, negation, detail, causality, contextual,
-    other) and is None unless the verdict is an error. `evidence` is what the source says on it.
+    other) and is None unless the verdict is an error. `evidence` is what the source says on it, in
+    words; `evidence_spans` are the places (start, end) of `Source.text` where it says so. `score`
+    is how unsupported the statement is, from 0 to 1 (None: this detector only says yes or no).
     """
 
     text: str
@@ -33,6 +36,8 @@ class StatementVerdict:
     verdict: Verdict
     error_type: str | None = None
     evidence: str = ""
+    evidence_spans: tuple[tuple[int, int], ...] = ()
+    score: float | None = None
 
     @property
     def is_error(self) -> bool:
@@ -43,7 +48,8 @@ class StatementVerdict:
 
     @classmethod
     def from_dict(cls, values: dict) -> StatementVerdict:
-        return cls(**values)
+        spans = tuple(tuple(span) for span in values.get("evidence_spans", ()))
+        return cls(**values | {"evidence_spans": spans})
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,16 @@ class Judgement:
     def hallucinated(self) -> bool | None:
         """True with at least one error; None (not False) when nothing could be judged."""
         return self.errors > 0 if self.answered else None
+
+    @property
+    def score(self) -> float | None:
+        """How sure it is that a statement is wrong, 0 to 1: one minus the chance that none is, were
+        they independent. It ranks summaries; None when nothing could be judged."""
+        if not self.answered:
+            return None
+        readable = [s for s in self.statements if s.verdict != "unparsed"]
+        scores = [float(s.is_error) if s.score is None else s.score for s in readable]
+        return 1 - prod(1 - score for score in scores)
 
 
 class Detector(Protocol):

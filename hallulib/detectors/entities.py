@@ -1,7 +1,8 @@
-"""A rule-based detector for any English clinical text: numbers, sides, negations, content words.
+"""A rule-based detector for any English clinical text: numbers, sides, negations, terms, words.
 
 It reads the two texts and nothing else. A statement is supported when its numbers (with their
-units), its sides and its content words stand in the note with the same polarity. It cannot know
+units), its sides, its terms (drugs, conditions, organisms, procedures) and its other content words
+stand in the note with the same polarity. It cannot know
 that an illness belongs to a relative or that a drug was stopped, and it takes a paraphrase for an
 invention: its errors are natural ones, and `measure_judge` measures them.
 """
@@ -14,41 +15,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hallulib.detectors.base import Judgement, Source, StatementVerdict
-from hallulib.detectors.lexicon import (
-    EMPTY_WORDS,
-    EXPANSIONS,
-    NEGATION_ENDS,
-    NEGATIONS,
-    NUMBER_WORDS,
-    OPPOSITES,
-    TENS,
-    UNITS,
-)
+from hallulib.detectors.lexicon import OPPOSITES
+from hallulib.detectors.terms import name_term
+from hallulib.detectors.tokens import EMPTY_STEMS, Token, read_tokens
 
 # a full stop ends a sentence unless it follows a title or stands inside a number
 _SENTENCE = re.compile(r"(?:[^.!?\n;]|\.(?=\w)|(?<=\bDr)\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.)+")
 _CLAUSE_BREAK = re.compile(r",\s+(?:and\s+|or\s+|but\s+)?|\s+(?:and|but|or)\s+")
-_TOKEN = re.compile(r"\d+(?:[./:,]\d+)*%?|[a-z]+", re.IGNORECASE)
 _HEADING = re.compile(r"\s*[A-Za-z][A-Za-z /-]{0,30}:")
-_PRESSURE = re.compile(r"\d{2,3}/\d{2,3}")
-_PHRASES = [(re.compile(p, re.IGNORECASE), word) for p, word in [
-    (r"\bfollow[- ]?up\b|\bf/u\b", "fu"),
-    (r"\b(?:see|seen|come|comes|back)\b[^.]{0,20}\bagain\b|\bcomes? back\b", "fu"),
-    (r"\bshortness of breath\b", "short breath"),
-]]  # fmt: skip
+DOSE_UNITS = {"mg", "mcg", "g", "ml", "unit", "mmol", "meq"}
+RULE_SCORE, WORD_SCORE = 0.9, 0.7  # how sure: a broken rule or a missing term, missing words
 LONG_CLAUSE = 4  # content words from which a clause may hold a paraphrase
-
-
-@dataclass(frozen=True)
-class Token:
-    """A number with its unit ("10 mg"), or the stem of a word, where it stands, and whether a
-    negation covers it."""
-
-    text: str
-    start: int
-    end: int
-    is_number: bool
-    negated: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,13 +35,14 @@ class NoteIndex:
     polarities: dict[str, set[bool]]
     sentences_of: dict[str, set[int]]
     sentences: list[str]
+    spans: list[tuple[int, int]]
 
 
 class EntitiesDetector:
     """Judges each clause of a summary by its numbers, sides, negations and content words.
 
     tolerance: the share of content words of a clause of four or more that may be missing from the
-    note before the clause counts as not in the note. Numbers are never forgiven.
+    note before the clause counts as not in the note. Numbers and medical terms are never forgiven.
     """
 
     name = "entities"
@@ -87,24 +65,40 @@ class EntitiesDetector:
         numbers = [t for t in tokens if t.is_number]
         words = [t for t in tokens if not t.is_number and t.text not in EMPTY_STEMS]
         kind = _name_kind(numbers, tokens)
-        verdict, error_type, why = "supported", None, ""
         if not numbers and not words:
             words = heading or tokens
-        for rule in (_find_opposite, _find_wrong_number, _find_wrong_polarity):
-            found = rule(note, numbers, words)
-            if found:
-                verdict, error_type, why = found
-                break
-        else:
-            missing = [t.text for t in words if t.text not in note.polarities]
-            allowed = int(self.tolerance * len(words)) if len(words) >= LONG_CLAUSE else 0
-            if len(missing) > allowed:
-                verdict, error_type = "not_in_note", "fabrication"
-                why = "not in the note: " + ", ".join(missing)
-        evidence = why or find_evidence(note, tokens)
+        found = _find_error(note, numbers, words)
+        score = RULE_SCORE if found else 0.0
+        if not found:
+            found, score = self._find_missing(note, words)
+        verdict, error_type, why = found or ("supported", None, "")
+        line = find_evidence(note, tokens)
+        evidence = why or (note.sentences[line] if line is not None else "")
+        spans = () if line is None else (note.spans[line],)
         return StatementVerdict(
-            summary[start:end], start, end, kind, verdict, error_type, evidence
+            summary[start:end], start, end, kind, verdict, error_type, evidence, spans, score
         )
+
+    def _find_missing(self, note: NoteIndex, words: list[Token]) -> tuple[tuple | None, float]:
+        """Words that the note lacks. A term is never forgiven; of other words of a long clause a
+        share is, for it may be a paraphrase."""
+        missing = [t.text for t in words if t.text not in note.polarities]
+        terms = [word for word in missing if name_term(word)]
+        allowed = int(self.tolerance * len(words)) if len(words) >= LONG_CLAUSE else 0
+        if not terms and len(missing) <= allowed:
+            return None, WORD_SCORE * len(missing) / max(1, len(words))
+        score = RULE_SCORE if terms else WORD_SCORE * len(missing) / len(words)
+        why = "not in the note: " + ", ".join(terms or missing)
+        return ("not_in_note", "fabrication", why), score
+
+
+def _find_error(note: NoteIndex, numbers: list[Token], words: list[Token]) -> tuple | None:
+    """The first rule that is broken, as (verdict, error type, why)."""
+    for rule in (_find_opposite, _find_wrong_number, _find_wrong_polarity):
+        found = rule(note, numbers, words)
+        if found:
+            return found
+    return None
 
 
 def _find_opposite(note: NoteIndex, numbers: list[Token], words: list[Token]):
@@ -140,21 +134,30 @@ def _find_wrong_polarity(note: NoteIndex, numbers: list[Token], words: list[Toke
 
 
 def _name_kind(numbers: list[Token], tokens: list[Token]) -> str:
+    """What the statement is about: its number, else its side, negation or kind of term."""
+    units = {token.text.partition(" ")[2] for token in numbers}
+    if units & DOSE_UNITS:
+        return "dose"
+    words = {token.text for token in tokens}
+    if "year" in units and words & {"old", "man", "woman", "ag"}:  # stems; "ag" is age
+        return "age"
     if numbers:
         return "number"
-    if any(token.text in ("left", "right", "bilateral") for token in tokens):
+    if words & {"left", "right", "bilateral"}:
         return "side"
-    return "negated finding" if any(token.negated for token in tokens) else "finding"
+    if any(token.negated for token in tokens):
+        return "negated finding"
+    return next(filter(None, map(name_term, (t.text for t in tokens))), "finding")
 
 
-def find_evidence(note: NoteIndex, tokens: list[Token]) -> str:
-    """The note's sentence that shares most items with the statement ("" if none does)."""
+def find_evidence(note: NoteIndex, tokens: list[Token]) -> int | None:
+    """The number of the note's sentence that shares most items with the statement, if one does."""
     votes: dict[int, int] = defaultdict(int)
     for token in tokens:
         for line in note.sentences_of.get(token.text, ()):
             votes[line] += token.text not in EMPTY_STEMS
     best = max(votes, key=lambda line: (votes[line], -line), default=None)
-    return note.sentences[best] if best is not None and votes[best] else ""
+    return best if best is not None and votes[best] else None
 
 
 @lru_cache(maxsize=4096)
@@ -162,14 +165,17 @@ def index_note(text: str) -> NoteIndex:
     """Prepare a note for look-up (cached: k samples of one note share it)."""
     polarities: dict[str, set[bool]] = defaultdict(set)
     sentences_of: dict[str, set[int]] = defaultdict(set)
-    sentences = []
+    sentences, spans = [], []
     for line, match in enumerate(_SENTENCE.finditer(text)):
-        sentences.append(match.group().strip())
+        sentence = match.group().strip()
+        start = text.index(sentence, match.start())
+        sentences.append(sentence)
+        spans.append((start, start + len(sentence)))
         asked = text[match.end() : match.end() + 1] == "?"  # a question neither states nor denies
         for token in read_tokens(match.group(), match.start()):
             polarities[token.text] |= {True, False} if asked else {token.negated}
             sentences_of[token.text].add(line)
-    return NoteIndex(dict(polarities), dict(sentences_of), sentences)
+    return NoteIndex(dict(polarities), dict(sentences_of), sentences, spans)
 
 
 def split_clauses(summary: str) -> list[tuple[int, list[Token], list[Token]]]:
@@ -208,86 +214,3 @@ def _cut(tokens: list[Token], breaks: list[int]) -> list[list[Token]]:
 
 def _has_content(tokens: list[Token]) -> bool:
     return any(token.is_number or token.text not in EMPTY_STEMS for token in tokens)
-
-
-def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
-    """Read the numbers (with units) and word stems of one sentence; positions count from `offset`.
-
-    Number words become digits, abbreviations are spelled out, and each token knows whether a
-    negation covers it (NegEx, Chapman et al. 2001, in its simplest form).
-    """
-    raw = [(m.group().lower(), m.start() + offset, m.end() + offset) for m in _split(sentence)]
-    tokens, negated, i = [], False, 0
-    whole = re.search(r"\b(?:was|were|is|are|came back) negative\b", sentence) is not None
-    while i < len(raw):
-        text, start, end = raw[i]
-        negated = text in NEGATIONS or (negated and text not in NEGATION_ENDS)
-        number, used = _read_number(raw, i)
-        if number:
-            tokens.append(Token(number, start, raw[i + used - 1][2], True))
-            if _PRESSURE.fullmatch(number):  # "Obs: 171/110" states a blood pressure unnamed
-                tokens += [Token(stem(w), start, end, False) for w in ("blood", "pressure")]
-            i += used
-            continue
-        for word in EXPANSIONS.get(text, (text,)):
-            covered = (negated and text not in NEGATIONS) or word == "no" or whole
-            tokens.append(Token(stem(word), start, end, False, covered))
-        i += 1
-    return tokens
-
-
-def _split(sentence: str) -> list[re.Match[str]]:
-    for pattern, word in _PHRASES:  # same length, so that positions stay true
-        sentence = pattern.sub(lambda m, w=word: w.ljust(len(m.group())), sentence)
-    return list(_TOKEN.finditer(sentence))
-
-
-def _read_number(raw: list[tuple[str, int, int]], i: int) -> tuple[str, int]:
-    """Return (number with unit, raw tokens used), or ("", 0) where no number starts at i."""
-    text, used = raw[i][0], 1
-    following = _next_word(raw, i)
-    if text[0].isdigit():
-        value = _clean_digits(text)
-    elif text in TENS and 0 < NUMBER_WORDS.get(following, 0) < 10:
-        value, used = str(TENS[text] + NUMBER_WORDS[following]), 2
-    elif text in TENS or text in NUMBER_WORDS:
-        value = str(TENS.get(text, NUMBER_WORDS.get(text, 0)))
-        if value == "1" and following not in UNITS:  # "one of the", "no one": not a quantity
-            return "", 0
-    else:
-        return "", 0
-    unit = _next_word(raw, i + used - 1)
-    if unit in UNITS:
-        return f"{value} {UNITS[unit]}", used + 1
-    return value, used
-
-
-def _next_word(raw: list[tuple[str, int, int]], i: int) -> str:
-    """The token right after token i: joined, or after one blank or hyphen ("BP 168/104, HR")."""
-    return raw[i + 1][0] if i + 1 < len(raw) and raw[i + 1][1] - raw[i][2] <= 1 else ""
-
-
-def _clean_digits(text: str) -> str:
-    if text.endswith("%"):
-        return _clean_digits(text[:-1]) + " percent"
-    text = text.replace(",", "")
-    if text.count(".") == 1 and "/" not in text and ":" not in text:
-        text = text.rstrip("0").rstrip(".")
-    return text
-
-
-@lru_cache(maxsize=65536)
-def stem(word: str) -> str:
-    """Cut common English endings, so that "lasting" meets "lasts"."""
-    for ending, replacement, shortest in [
-        ("ies", "y", 5), ("sses", "ss", 6), ("ing", "", 6), ("ed", "", 5), ("ly", "", 6),
-        ("es", "e", 5), ("s", "", 4),
-    ]:  # fmt: skip
-        is_plain = len(word) >= shortest and not word.endswith(("ss", "us", "is"))
-        if is_plain and word.endswith(ending):
-            word = word[: len(word) - len(ending)] + replacement
-            break
-    return word[:-1] if len(word) > 4 and word.endswith("e") else word
-
-
-EMPTY_STEMS = frozenset(stem(word) for word in EMPTY_WORDS)

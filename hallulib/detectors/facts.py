@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hallulib.clinic.facts import check, find_omissions
 from hallulib.clinic.notes import KINDS
 from hallulib.detectors.base import Judgement, Source, StatementVerdict
@@ -20,7 +22,7 @@ class FactsDetector:
                 "the exact detector needs a fact table, and this row has none",
                 "use data.source clinic, or evaluation.detector entities for other text",
             )
-        statements = [_to_verdict(found) for found in check(source.facts, summary)]
+        statements = [_to_verdict(found, source) for found in check(source.facts, summary)]
         return Judgement(
             statements,
             find_omissions(source.facts, summary),
@@ -29,8 +31,16 @@ class FactsDetector:
         )
 
 
-def _to_verdict(found: dict) -> StatementVerdict:
+def _to_verdict(found: dict, source: Source) -> StatementVerdict:
     # A sentence that states no known fact is neither right nor wrong: it is unparsed.
     if found["kind"] == "unparsed":
         found = found | {"verdict": "unparsed", "error_type": None}
-    return StatementVerdict.from_dict(found)
+    values = source.facts.get(found["kind"], [])
+    spans = filter(None, (find_value(source.text, value) for value in values))
+    return StatementVerdict.from_dict(found | {"evidence_spans": tuple(spans)})
+
+
+def find_value(text: str, value: str) -> tuple[int, int] | None:
+    """Where the note words a fact as the fact table does; None where it words it otherwise."""
+    match = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE)
+    return match.span() if match else None

@@ -50,8 +50,8 @@ class NoisyJudge:
         if draw_uniform(self.seed, source.text, statement.text, statement.start) >= rate:
             return statement
         if statement.is_error:
-            return replace(statement, verdict="supported", error_type=None)
-        return replace(statement, verdict="not_in_note", error_type="other")
+            return replace(statement, verdict="supported", error_type=None, score=None)
+        return replace(statement, verdict="not_in_note", error_type="other", score=None)
 
 
 def draw_uniform(*parts: object) -> float:

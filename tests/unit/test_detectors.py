@@ -17,7 +17,7 @@ from hallulib.detectors import (
     measure_judge,
 )
 from hallulib.detectors.base import Judgement
-from hallulib.detectors.entities import read_tokens, stem
+from hallulib.detectors.tokens import read_tokens, stem
 from hallulib.errors import DataError, ParameterError
 
 pytestmark = pytest.mark.unit

@@ -1,0 +1,120 @@
+"""From clinical text to tokens: numbers with units, word stems, and what a negation covers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hallulib.detectors.lexicon import (
+    EMPTY_WORDS,
+    EXPANSIONS,
+    NEGATION_ENDS,
+    NEGATIONS,
+    NUMBER_WORDS,
+    TENS,
+    UNITS,
+)
+
+_TOKEN = re.compile(r"\d+(?:[./:,]\d+)*%?|[a-z]+", re.IGNORECASE)
+_PRESSURE = re.compile(r"\d{2,3}/\d{2,3}")
+_PHRASES = [(re.compile(p, re.IGNORECASE), word) for p, word in [
+    (r"\bfollow[- ]?up\b|\bf/u\b", "fu"),
+    (r"\b(?:see|seen|come|comes|back)\b[^.]{0,20}\bagain\b|\bcomes? back\b", "fu"),
+    (r"\bshortness of breath\b", "short breath"),
+]]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Token:
+    """A number with its unit ("10 mg"), or the stem of a word, where it stands, and whether a
+    negation covers it."""
+
+    text: str
+    start: int
+    end: int
+    is_number: bool
+    negated: bool = False
+
+
+def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
+    """Read the numbers (with units) and word stems of one sentence; positions count from `offset`.
+
+    Number words become digits, abbreviations are spelled out, and each token knows whether a
+    negation covers it (NegEx, Chapman et al. 2001, in its simplest form).
+    """
+    raw = [(m.group().lower(), m.start() + offset, m.end() + offset) for m in _split(sentence)]
+    tokens, negated, i = [], False, 0
+    whole = re.search(r"\b(?:was|were|is|are|came back) negative\b", sentence) is not None
+    while i < len(raw):
+        text, start, end = raw[i]
+        negated = text in NEGATIONS or (negated and text not in NEGATION_ENDS)
+        number, used = _read_number(raw, i)
+        if number:
+            tokens.append(Token(number, start, raw[i + used - 1][2], True))
+            if _PRESSURE.fullmatch(number):  # "Obs: 171/110" states a blood pressure unnamed
+                tokens += [Token(stem(w), start, end, False) for w in ("blood", "pressure")]
+            i += used
+            continue
+        for word in EXPANSIONS.get(text, (text,)):
+            covered = (negated and text not in NEGATIONS) or word == "no" or whole
+            tokens.append(Token(stem(word), start, end, False, covered))
+        i += 1
+    return tokens
+
+
+def _split(sentence: str) -> list[re.Match[str]]:
+    for pattern, word in _PHRASES:  # same length, so that positions stay true
+        sentence = pattern.sub(lambda m, w=word: w.ljust(len(m.group())), sentence)
+    return list(_TOKEN.finditer(sentence))
+
+
+def _read_number(raw: list[tuple[str, int, int]], i: int) -> tuple[str, int]:
+    """Return (number with unit, raw tokens used), or ("", 0) where no number starts at i."""
+    text, used = raw[i][0], 1
+    following = _next_word(raw, i)
+    if text[0].isdigit():
+        value = _clean_digits(text)
+    elif text in TENS and 0 < NUMBER_WORDS.get(following, 0) < 10:
+        value, used = str(TENS[text] + NUMBER_WORDS[following]), 2
+    elif text in TENS or text in NUMBER_WORDS:
+        value = str(TENS.get(text, NUMBER_WORDS.get(text, 0)))
+        if value == "1" and following not in UNITS:  # "one of the", "no one": not a quantity
+            return "", 0
+    else:
+        return "", 0
+    unit = _next_word(raw, i + used - 1)
+    if unit in UNITS:
+        return f"{value} {UNITS[unit]}", used + 1
+    return value, used
+
+
+def _next_word(raw: list[tuple[str, int, int]], i: int) -> str:
+    """The token right after token i: joined, or after one blank or hyphen ("BP 168/104, HR")."""
+    return raw[i + 1][0] if i + 1 < len(raw) and raw[i + 1][1] - raw[i][2] <= 1 else ""
+
+
+def _clean_digits(text: str) -> str:
+    if text.endswith("%"):
+        return _clean_digits(text[:-1]) + " percent"
+    text = text.replace(",", "")
+    if text.count(".") == 1 and "/" not in text and ":" not in text:
+        text = text.rstrip("0").rstrip(".")
+    return text
+
+
+@lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """Cut common English endings, so that "lasting" meets "lasts"."""
+    for ending, replacement, shortest in [
+        ("ies", "y", 5), ("sses", "ss", 6), ("ing", "", 6), ("ed", "", 5), ("ly", "", 6),
+        ("es", "e", 5), ("s", "", 4),
+    ]:  # fmt: skip
+        is_plain = len(word) >= shortest and not word.endswith(("ss", "us", "is"))
+        if is_plain and word.endswith(ending):
+            word = word[: len(word) - len(ending)] + replacement
+            break
+    return word[:-1] if len(word) > 4 and word.endswith("e") else word
+
+
+EMPTY_STEMS = frozenset(stem(word) for word in EMPTY_WORDS)
