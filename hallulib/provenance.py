@@ -181,6 +181,8 @@ def hash_external(spec: StageSpec, recipe: Recipe) -> dict[str, str]:
         external["model"] = _fingerprint(recipe.model.name_or_path)
     if "data" in spec.sections and recipe.data.path:
         external["data"] = _fingerprint(recipe.data.path)
+    if "evaluation" in spec.sections and recipe.evaluation.nli_model:
+        external["nli"] = _fingerprint(recipe.evaluation.nli_model)
     return external
 
 

@@ -130,7 +130,8 @@ class EvaluationSection(Section):
     notes: int = field(0, "held-out notes to evaluate; 0 = all", ge=0)
     batch_size: int = field(64, "summaries generated at a time", ge=1)
     max_new_tokens: int = field(160, "longest summary in tokens", ge=1)
-    detector: Literal["facts", "entities"] = field("facts", "detector that reports")
+    detector: Literal["facts", "entities", "nli"] = field("facts", "detector that reports")
+    nli_model: str = field("", "for nli: folder or hub id[@revision] of a sequence classifier")
     force_same_detector: bool = field(
         False, "report with the detector that made the pairs although its figures flatter"
     )

@@ -10,14 +10,16 @@ from hallulib.detectors.base import (
 )
 from hallulib.detectors.entities import EntitiesDetector
 from hallulib.detectors.facts import FactsDetector
-from hallulib.detectors.noisy import NoisyJudge, measure_judge
+from hallulib.detectors.noisy import NoisyJudge
+from hallulib.detectors.quality import Case, measure_detector, measure_judge
 from hallulib.errors import ParameterError
 
-DETECTORS = {"facts": FactsDetector, "entities": EntitiesDetector}
+DETECTORS = ("facts", "entities", "nli")
 
 __all__ = [
-    "DETECTORS", "Detector", "EntitiesDetector", "FactsDetector", "Judgement", "NoisyJudge",
-    "Source", "StatementVerdict", "get_detector", "measure_judge",
+    "DETECTORS", "Case", "Detector", "EntitiesDetector", "FactsDetector", "Judgement", "NoisyJudge",
+    "Source", "StatementVerdict", "get_detector", "measure_detector",
+    "measure_judge",
 ]  # fmt: skip
 
 
@@ -30,4 +32,8 @@ def get_detector(name: str, **options: object) -> Detector:
         raise ParameterError(
             f"there is no detector called {name!r}", f"use one of: {', '.join(DETECTORS)}"
         )
-    return DETECTORS[name](**options)
+    if name == "nli":  # the only one that needs torch, so it is loaded when it is asked for
+        from hallulib.detectors.nli import NliDetector
+
+        return NliDetector(**options)
+    return {"facts": FactsDetector, "entities": EntitiesDetector}[name](**options)

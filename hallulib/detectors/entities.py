@@ -17,10 +17,8 @@ from functools import lru_cache
 from hallulib.detectors.base import Judgement, Source, StatementVerdict
 from hallulib.detectors.lexicon import OPPOSITES
 from hallulib.detectors.terms import name_term
-from hallulib.detectors.tokens import EMPTY_STEMS, Token, read_tokens
+from hallulib.detectors.tokens import EMPTY_STEMS, SENTENCE, Token, read_tokens
 
-# a full stop ends a sentence unless it follows a title or stands inside a number
-_SENTENCE = re.compile(r"(?:[^.!?\n;]|\.(?=\w)|(?<=\bDr)\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.)+")
 _CLAUSE_BREAK = re.compile(r",\s+(?:and\s+|or\s+|but\s+)?|\s+(?:and|but|or)\s+")
 _HEADING = re.compile(r"\s*[A-Za-z][A-Za-z /-]{0,30}:")
 DOSE_UNITS = {"mg", "mcg", "g", "ml", "unit", "mmol", "meq"}
@@ -166,7 +164,7 @@ def index_note(text: str) -> NoteIndex:
     polarities: dict[str, set[bool]] = defaultdict(set)
     sentences_of: dict[str, set[int]] = defaultdict(set)
     sentences, spans = [], []
-    for line, match in enumerate(_SENTENCE.finditer(text)):
+    for line, match in enumerate(SENTENCE.finditer(text)):
         sentence = match.group().strip()
         start = text.index(sentence, match.start())
         sentences.append(sentence)
@@ -185,7 +183,7 @@ def split_clauses(summary: str) -> list[tuple[int, list[Token], list[Token]]]:
     A heading ("Allergies: ...") belongs to its first clause and is judged only if it stands alone.
     """
     clauses = []
-    for match in _SENTENCE.finditer(summary):
+    for match in SENTENCE.finditer(summary):
         sentence, offset = match.group(), match.start()
         heading = _HEADING.match(sentence)
         body = offset + (heading.end() if heading else 0)

@@ -1,14 +1,12 @@
-"""A judge with stated error rates, and how good any judge is against a better one."""
+"""A judge with stated error rates on top of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 
 from hallulib.detectors.base import Detector, Judgement, Source, StatementVerdict
-from hallulib.errors import DataError, ParameterError
-from hallulib.evaluation.statistics import estimate_proportion
+from hallulib.errors import ParameterError
 
 
 class NoisyJudge:
@@ -58,57 +56,3 @@ def draw_uniform(*parts: object) -> float:
     """A number in [0, 1) that depends on its arguments only (sha256), on every machine."""
     digest = sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
-
-
-def measure_judge(
-    detector: Detector,
-    rows: Iterable[tuple[Source, str]],
-    truth_detector: Detector,
-    unit: str = "statement",
-) -> dict:
-    """Hold a detector against a better one on (source, summary) rows; "positive" = hallucinated.
-
-    unit "statement": each statement of the truth, matched by overlapping text; it is called wrong
-    if any statement of the judge that overlaps it is wrong. unit "summary": the whole summary.
-    Returns {unit, n, tp, fp, tn, fn, unmatched, sensitivity, specificity, detector, truth}; the
-    two rates are dicts with value, low and high (Wilson 95 %), or None where their n is 0.
-    Raises DataError when there is nothing to compare.
-    """
-    counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
-    unmatched = 0
-    for source, summary in rows:
-        judged = detector.judge(source, summary)
-        truth = truth_detector.judge(source, summary)
-        for wrong, called in _pair_verdicts(judged, truth, unit):
-            if wrong is None or called is None:
-                unmatched += 1
-            else:
-                counts[wrong, called] += 1
-    if not sum(counts.values()):
-        raise DataError(
-            "the judge was not compared with anything: no row gave a verdict by both detectors",
-            "pass rows with non-empty summaries",
-        )
-    tp, fn = counts[True, True], counts[True, False]
-    fp, tn = counts[False, True], counts[False, False]
-    return {
-        "unit": unit, "n": tp + fn + fp + tn, "tp": tp, "fp": fp, "tn": tn, "fn": fn,
-        "unmatched": unmatched, "detector": detector.name, "truth": truth_detector.name,
-        "sensitivity": estimate_proportion(tp, tp + fn, unit).to_dict() if tp + fn else None,
-        "specificity": estimate_proportion(tn, tn + fp, unit).to_dict() if tn + fp else None,
-    }  # fmt: skip
-
-
-def _pair_verdicts(
-    judged: Judgement, truth: Judgement, unit: str
-) -> list[tuple[bool | None, bool | None]]:
-    """Return (is wrong, was called wrong) per unit; None where one side has no verdict."""
-    if unit == "summary":
-        return [(truth.hallucinated, judged.hallucinated)]
-    pairs: list[tuple[bool | None, bool | None]] = []
-    for true in truth.statements:
-        over = [s for s in judged.statements if s.start < true.end and true.start < s.end]
-        readable = [s for s in over if s.verdict != "unparsed"]
-        wrong = None if true.verdict == "unparsed" else true.is_error
-        pairs.append((wrong, any(s.is_error for s in readable) if readable else None))
-    return pairs

@@ -69,7 +69,7 @@ _ENDINGS = [
              r"|triptan|setron|dipin|afil|gliptin|gliflozin|glutid|parin|xaban|mab|tinib|navir"
              r"|ciclovir|cain|azepam|azolam|barbital|oxetin|triptylin|metason|nisolon|terol"
              r"|tropium|lukast|zosin|dronat|thiazid|semid|glitazon"),
-    ("organism", r"cocc(?:us|i)|bacter|bacterium|bacillus|monas|(?:n|bartone|bruce|ge)lla|virus"),
+    ("organism", r"cocc(?:us|i)|bacter|bacterium|bacillus|monas|(?:one|ge|uce|ote|ure)lla|virus"),
     ("procedure", r"ectomy|otomy|ostomy|plasty|scopy|opsy|(?:angi|mamm|ven|ventricul)ography"
                   r"|centesis|(?:cardio|encephalo|myo|mammo)gram"),
     ("condition", r"itis|(?<!gn)osis|oma|[ae]mia|uria|algia|pathy|plegia|paresis|rrh[o]?ea"

@@ -16,6 +16,8 @@ from hallulib.detectors.lexicon import (
     UNITS,
 )
 
+# a full stop ends a sentence unless it follows a title or stands inside a number
+SENTENCE = re.compile(r"(?:[^.!?\n;]|\.(?=\w)|(?<=\bDr)\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.)+")
 _TOKEN = re.compile(r"\d+(?:[./:,]\d+)*%?|[a-z]+", re.IGNORECASE)
 _PRESSURE = re.compile(r"\d{2,3}/\d{2,3}")
 _PHRASES = [(re.compile(p, re.IGNORECASE), word) for p, word in [
@@ -35,6 +37,18 @@ class Token:
     end: int
     is_number: bool
     negated: bool = False
+
+
+def find_sentences(text: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text stand, without blanks around them; those without a letter or
+    digit are left out."""
+    spans = []
+    for match in SENTENCE.finditer(text):
+        sentence = match.group()
+        if any(character.isalnum() for character in sentence):
+            start = match.start() + len(sentence) - len(sentence.lstrip())
+            spans.append((start, match.start() + len(sentence.rstrip())))
+    return spans
 
 
 def read_tokens(sentence: str, offset: int = 0) -> list[Token]:

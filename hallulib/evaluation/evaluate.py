@@ -13,12 +13,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hallulib.data.schema import read_rows, read_source
-from hallulib.detectors import Judgement, get_detector
+from hallulib.detectors import Detector, get_detector
 from hallulib.errors import DataError, RecipeError
 from hallulib.evaluation.card import write_model_card
 from hallulib.evaluation.metrics import build_summary, make_record
 from hallulib.generation import generate_summaries
-from hallulib.models import load_systems, load_tokenizer, use_system
+from hallulib.models import load_systems, load_tokenizer, pick_device, use_system
 from hallulib.paths import write_json_atomic, write_text_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
@@ -65,9 +65,10 @@ def evaluate_systems(recipe: Recipe, run: Run) -> EvaluationResult:
     """
     check_independent_detector(recipe)
     rows = choose_items(read_rows(run.require("data/test.parquet")), recipe.evaluation.notes)
-    judge_text(recipe, rows[0], "")  # a detector that cannot judge this data says so before hours
+    detector = build_detector(recipe)
+    detector.judge(read_source(rows[0]), "")  # one that cannot judge this says so before hours
     generations = generate_all(recipe, run, rows)
-    records = judge_all(recipe, rows, generations)
+    records = judge_all(detector, rows, generations)
     summary = build_summary(records, recipe.seed) | {"recipe": recipe.name, "seed": recipe.seed}
     summary["independent_detector"] = recipe.pairs.judge != recipe.evaluation.detector
     folder = run.path("evaluation")
@@ -177,17 +178,23 @@ def _make_generation(row: dict[str, str], output: Any, system: str) -> dict[str,
     }  # fmt: skip
 
 
+def build_detector(recipe: Recipe) -> Detector:
+    """The detector that reports. An entailment model goes where the language model goes."""
+    if recipe.evaluation.detector != "nli":
+        return get_detector(recipe.evaluation.detector)
+    device = pick_device(recipe)
+    return get_detector("nli", name_or_path=recipe.evaluation.nli_model, device=device)
+
+
 def judge_all(
-    recipe: Recipe, rows: list[dict[str, str]], generations: list[dict[str, Any]]
+    detector: Detector, rows: list[dict[str, str]], generations: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Rows of evaluation.jsonl, in the order of the generations."""
-    by_id = {row["id"]: row for row in rows}
-    return [make_record(g, judge_text(recipe, by_id[g["id"]], g["text"])) for g in generations]
-
-
-def judge_text(recipe: Recipe, row: dict[str, str], text: str) -> Judgement:
-    """The verdicts of the recipe's detector on a summary of one item."""
-    return get_detector(recipe.evaluation.detector).judge(read_source(row), text)
+    sources = {row["id"]: read_source(row) for row in rows}
+    return [
+        make_record(g, detector.judge(sources[g["id"]], g["text"]))
+        for g in tqdm(generations, desc=detector.name, unit="summary")
+    ]
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,131 @@
+"""The entailment detector on a real checkpoint that was trained and written to disk here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_nli import ORDER, WORDS, write_nli_model
+
+from hallulib.detectors import Source, get_detector
+from hallulib.detectors.nli import NliDetector, read_label_order
+from hallulib.errors import ModelError, ParameterError
+
+pytestmark = pytest.mark.unit
+LONG_NOTE = "Fever. " + "Cough. No rash. " * 12 + "No asthma. Aspirin."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_nli_model(tmp_path_factory.mktemp("nli") / "tiny-nli")
+
+
+@pytest.fixture(scope="module")
+def detector(folder):
+    return get_detector("nli", name_or_path=str(folder))
+
+
+def judge(detector, note: str, summary: str):
+    return detector.judge(Source(note.lower()), summary.lower())
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_each_sentence_gets_the_verdict_of_the_model(detector, word):
+    other = WORDS[WORDS.index(word) - 1]
+    verdicts = [
+        judge(detector, note, word).statements[0].verdict
+        for note in (f"{word}. {other}.", f"no {word}. {other}.", f"{other}.")
+    ]
+    assert verdicts == ["supported", "contradicted", "not_in_note"]
+
+
+def test_a_long_note_is_read_in_parts_and_the_evidence_is_the_sentence_that_says_it(detector):
+    judged = judge(detector, LONG_NOTE, "Aspirin. Fever. Asthma. Stroke.")
+    verdicts = {s.text: s.verdict for s in judged.statements}
+    assert verdicts == {"aspirin": "supported", "fever": "supported", "asthma": "contradicted",
+                        "stroke": "not_in_note"}  # fmt: skip
+    evidence = {s.text: s.evidence for s in judged.statements}
+    assert evidence == {
+        "aspirin": "aspirin", "fever": "fever", "asthma": "no asthma", "stroke": ""
+    }
+    for statement in judged.statements:
+        for start, end in statement.evidence_spans:
+            assert LONG_NOTE.lower()[start:end] == statement.evidence
+
+
+def test_no_part_of_a_note_is_longer_than_the_model_reads_and_none_is_lost(detector):
+    for room in (3, 5, 9):
+        note = LONG_NOTE.lower() + " " + "cough " * 20
+        parts = detector._cut(note, room)
+        assert max(detector._count(note[a:b]) for a, b in parts) <= room
+        covered = {place for a, b in parts for place in range(a, b)}
+        assert all(place in covered for place, c in enumerate(note) if c.isalnum())
+
+
+def test_the_score_is_one_minus_the_probability_of_entailment(detector):
+    supported, invented = judge(detector, "Fever. Cough.", "Fever. Stroke.").statements
+    assert supported.score < 0.5 < invented.score
+    strict = NliDetector.__new__(NliDetector)
+    strict.__dict__ = detector.__dict__ | {"threshold": 0.99999999}
+    assert judge(strict, "Fever. Cough.", "Fever.").statements[0].is_error
+
+
+def test_what_cannot_be_judged_is_unparsed_and_never_clean(detector):
+    for note, summary in [("Fever.", "cough " * 9), ("", "Fever."), ("Fever.", "...")]:
+        judged = judge(detector, note, summary)
+        assert judged.hallucinated is None and judged.score is None
+    mixed = judge(detector, "Fever.", "Fever. " + "cough " * 9)
+    assert [s.verdict for s in mixed.statements] == ["supported", "unparsed"]
+    assert (mixed.unparsed, mixed.hallucinated) == (1, False)
+
+
+def test_a_model_that_gives_no_number_is_counted_as_unreadable(folder):
+    broken = get_detector("nli", name_or_path=str(folder))
+    with torch.no_grad():
+        broken.model.classifier.bias.fill_(float("nan"))
+    judged = judge(broken, "Fever.", "Fever.")
+    assert judged.statements[0].verdict == "unparsed" and judged.hallucinated is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [(ORDER, {"support": 1, "contradiction": 2}),
+     (["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], {"contradiction": 0, "support": 2}),
+     (["not_entailment", "entailment"], {"support": 1}),
+     (["Refutes", "Supports", "Not enough info"], {"contradiction": 0, "support": 1})],
+)  # fmt: skip
+def test_the_label_order_is_read_from_the_config(labels, order):
+    assert read_label_order(dict(enumerate(labels))) == order
+
+
+@pytest.mark.parametrize(
+    "labels", [["LABEL_0", "LABEL_1"], ["entailment", "something"], ["entailment", "entailed"]]
+)
+def test_labels_that_do_not_say_what_they_mean_are_refused(labels):
+    with pytest.raises(ModelError, match="id2label"):
+        read_label_order(dict(enumerate(labels)))
+
+
+def test_a_checkpoint_with_the_other_order_gives_the_other_verdicts(folder, tmp_path):
+    """The same weights under swapped names: only the config says what an output means."""
+    swapped = shutil.copytree(folder, tmp_path / "swapped")
+    config = json.loads((swapped / "config.json").read_text())
+    config["id2label"] = {"0": "neutral", "1": "contradiction", "2": "entailment"}
+    config["label2id"] = {"neutral": 0, "contradiction": 1, "entailment": 2}
+    (swapped / "config.json").write_text(json.dumps(config))
+    other = get_detector("nli", name_or_path=str(swapped))
+    assert judge(other, "Fever. Cough.", "Fever.").statements[0].verdict == "contradicted"
+
+
+def test_the_name_holds_the_checkpoint_and_no_path_of_a_machine(detector):
+    assert detector.name == "nli:tiny-nli"
+
+
+def test_what_cannot_be_loaded_says_what_to_set(tmp_path):
+    for name in ("", str(tmp_path)):
+        with pytest.raises(ModelError, match="evaluation.nli_model"):
+            get_detector("nli", name_or_path=name)
+    with pytest.raises(ParameterError, match="threshold"):
+        NliDetector("x", threshold=1.0)

@@ -1,0 +1,159 @@
+"""How good a detector is: every figure by hand, against scikit-learn, and on real labelled text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hallulib.detectors import Case, Source, StatementVerdict, get_detector, measure_detector
+from hallulib.detectors.base import Judgement
+from hallulib.detectors.cases import read_medec_cases, read_mts_cases
+from hallulib.detectors.quality import Call, measure_judge, summarise_calls
+from hallulib.errors import DataError
+
+pytestmark = pytest.mark.unit
+REAL = Path(__file__).parents[3] / "shared" / "realdata"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="the real data are not beside it")
+
+
+class FixedJudge:
+    """Calls the words at given places wrong; every word is a statement."""
+
+    def __init__(self, name: str, wrong: set[int]) -> None:
+        self.name, self.wrong = name, wrong
+
+    def judge(self, source: Source, summary: str) -> Judgement:
+        found, at = [], 0
+        for place, word in enumerate(summary.split()):
+            verdict = "not_in_note" if place in self.wrong else "supported"
+            found.append(StatementVerdict(word, at, at + len(word), "word", verdict))
+            at += len(word) + 1
+        return Judgement(found, [], self.name)
+
+
+def test_measuring_a_judge_fills_each_cell_of_the_table():
+    rows = [(Source("n"), "a b c d e f")]
+    quality = measure_judge(FixedJudge("j", {0, 1, 2}), rows, FixedJudge("t", {0, 3}))
+    assert [quality[k] for k in ("tp", "fp", "fn", "tn")] == [1, 2, 1, 2]
+    assert quality["sensitivity"]["value"] == 0.5
+    whole = measure_judge(FixedJudge("j", set()), rows, FixedJudge("t", {0}), unit="summary")
+    assert [whole[k] for k in ("tp", "fp", "fn", "tn")] == [0, 0, 1, 0]
+    assert whole["specificity"] is None and whole["auroc"] is None
+    with pytest.raises(DataError, match="not compared"):
+        measure_judge(FixedJudge("j", set()), [], FixedJudge("t", set()))
+
+
+def make_calls(tp: int, fn: int, fp: int, tn: int) -> list[Call]:
+    cells = [(True, True, tp), (True, False, fn), (False, True, fp), (False, False, tn)]
+    pairs = [(wrong, called) for wrong, called, count in cells for _ in range(count)]
+    return [Call(w, c, None, str(place)) for place, (w, c) in enumerate(pairs)]
+
+
+def test_the_figures_are_those_worked_by_hand():
+    quality = summarise_calls(make_calls(17, 3, 6, 34), "summary")
+    assert quality["sensitivity"]["value"] == 17 / 20
+    assert quality["specificity"]["value"] == 34 / 40
+    assert quality["balanced_accuracy"]["value"] == pytest.approx(0.85)
+    by_hand = (17 * 34 - 6 * 3) / (23 * 20 * 40 * 37) ** 0.5
+    assert quality["mcc"]["value"] == pytest.approx(by_hand)
+    assert quality["auroc"]["value"] == pytest.approx(0.85)  # yes or no: the balanced accuracy
+    for name in ("sensitivity", "specificity", "balanced_accuracy", "mcc", "auroc"):
+        assert quality[name]["low"] < quality[name]["value"] < quality[name]["high"]
+
+
+def test_the_auroc_uses_the_scores_and_not_the_yes_or_no():
+    calls = [Call(wrong, True, score, str(score)) for wrong, score in
+             [(True, 0.9), (False, 0.8), (True, 0.7), (False, 0.2)]]  # fmt: skip
+    quality = summarise_calls(calls, "summary")
+    assert quality["auroc"]["value"] == 0.75
+    assert quality["balanced_accuracy"]["value"] == 0.5
+
+
+def test_what_one_side_could_not_read_is_counted_and_in_no_rate():
+    calls = [*make_calls(5, 5, 5, 5), Call(None, True, 1.0, "x"), Call(True, None, None, "y")]
+    quality = summarise_calls(calls, "summary")
+    assert (quality["n"], quality["unmatched"]) == (20, 2)
+    assert quality["sensitivity"]["n"] == 10
+
+
+def test_units_of_one_document_are_resampled_together():
+    alone = make_calls(40, 10, 10, 40)
+    groups = [Call(c.wrong, c.called, None, str(place // 25)) for place, c in enumerate(alone)]
+    widths = [
+        (lambda f: f["high"] - f["low"])(summarise_calls(calls, "statement")["balanced_accuracy"])
+        for calls in (alone, groups)
+    ]
+    assert widths[1] > widths[0]
+
+
+def test_a_detector_is_held_against_peoples_labels():
+    cases = [Case(Source("Takes aspirin."), text, wrong, str(place)) for place, (text, wrong) in
+             enumerate([("Aspirin.", False), ("Warfarin.", True), ("...", True)])]  # fmt: skip
+    quality = measure_detector(get_detector("entities"), cases, "sentence")
+    assert (quality["tp"], quality["tn"], quality["unmatched"]) == (1, 1, 1)
+    assert (quality["detector"], quality["truth"]) == ("entities", "people")
+
+
+MEDEC = "Text ID,Error Flag,Error Type,Error Sentence,Corrected Sentence,Corrected Text\n"
+
+
+def test_what_medec_rows_leave_out_is_counted(tmp_path):
+    path = tmp_path / "medec.csv"
+    path.write_text(MEDEC + "a,1,dose,Bad.,Good.,Good.\nb,0,,,,x\nc,1,t,,Good.,Good.\nd,?,,,,x\n")
+    cases, dropped = read_medec_cases(path)
+    assert [(c.text, c.hallucinated, c.group) for c in cases] == [
+        ("Bad.", True, "a"), ("Good.", False, "a"),
+    ]  # fmt: skip
+    assert list(dropped.values()) == [1, 1, 1]
+
+
+def test_grades_that_are_no_rate_are_counted_and_not_taken_for_zero(tmp_path):
+    summaries, grades = tmp_path / "summaries.csv", tmp_path / "grades.csv"
+    summaries.write_text("ID,Dialogue,Automatic Summary\n0,d,s\n1,d,s\n2,d,s\n3,d,\n")
+    grades.write_text("HallucinationRate\n0.5\n-1\nnone\n0\n", encoding="utf-8-sig")
+    cases, dropped = read_mts_cases(summaries, grades)
+    assert [c.hallucinated for c in cases] == [True]
+    assert dropped == {"row with an empty field": 1, "grade that is no rate": 2}
+    grades.write_text("HallucinationRate\n0.5\n")
+    with pytest.raises(DataError, match=r"summaries.csv has 4 rows, .*grades.csv 1"):
+        read_mts_cases(summaries, grades)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read"), ("", "cannot be read"), ("a,b\n1,2\n", "lacks the column 'Text ID'"),
+     (MEDEC, "has no rows"), (b"\xff\xfe\x00bad", "cannot be read")],
+)  # fmt: skip
+def test_a_bad_file_is_named(tmp_path, text, message):
+    path = tmp_path / "medec.csv"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=f"medec.csv {message}"):
+        read_medec_cases(path)
+
+
+@needs_real
+def test_the_rules_find_most_errors_of_real_clinical_sentences():
+    cases, dropped = read_medec_cases(REAL / "medec" / "validation.csv")
+    assert (len(cases), dropped["note without an error"]) == (638, 255)
+    quality = measure_detector(get_detector("entities"), cases, "sentence")
+    assert quality["sensitivity"]["low"] > 0.8  # before terms were known: 0.74
+    assert quality["specificity"]["low"] > 0.95
+    assert quality["auroc"]["low"] > 0.95
+
+
+@needs_real
+def test_the_rules_take_most_paraphrases_of_real_dialogues_for_inventions():
+    """What MEDEC's copied sentences hide: this detector must not report on such text alone."""
+    folder = REAL / "mts-dialog"
+    cases, dropped = read_mts_cases(
+        folder / "automatic_summaries.csv", folder / "manual_scores.csv"
+    )
+    assert len(cases) == 400 and sum(c.hallucinated for c in cases) == 33 and not any(
+        dropped.values()
+    )
+    quality = measure_detector(get_detector("entities"), cases, "summary")
+    assert quality["sensitivity"]["low"] > 0.8
+    assert quality["specificity"]["high"] < 0.5
+    assert 0.6 < quality["auroc"]["low"] and quality["auroc"]["high"] < 0.85
