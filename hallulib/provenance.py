@@ -97,6 +97,8 @@ STAGES: dict[str, StageSpec] = {
             "evaluation/generations.jsonl",
             "evaluation/evaluation.jsonl",
             "evaluation/summary.json",
+            "evaluation/report.html",
+            "evaluation/report.md",
             "evaluation/model_card.md",
         ),
         sections=("model", "evaluation"),

@@ -10,18 +10,22 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from hallulib.data.schema import read_rows, read_source
 from hallulib.detectors import Detector, get_detector
 from hallulib.errors import DataError, RecipeError
 from hallulib.evaluation.card import write_model_card
-from hallulib.evaluation.metrics import build_summary, make_record
+from hallulib.evaluation.metrics import build_summary, group_by_system, make_record
+from hallulib.evaluation.page import write_pages
+from hallulib.evaluation.texts import measure_texts
 from hallulib.generation import generate_summaries
 from hallulib.models import load_systems, load_tokenizer, pick_device, use_system
 from hallulib.paths import write_json_atomic, write_text_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
+from hallulib.scoring import encode_completion, pad_rows, score_completions
 from hallulib.stage import stage
 
 CHUNK_BATCHES = 2  # batches generated between two writes to disk
@@ -59,9 +63,9 @@ def load_evaluation_result(run: Run) -> EvaluationResult:
 def evaluate_systems(recipe: Recipe, run: Run) -> EvaluationResult:
     """Generate greedily with base, SFT, DPO and the arms on the same test items, judge, and report.
 
-    Writes evaluation/{generations,evaluation}.jsonl, summary.json and model_card.md. One model is
-    loaded; systems are adapters on it. An interrupted call continues with the rows it lacks.
-    Raises RecipeError when the detector is the one that made the pairs.
+    Writes evaluation/{generations,evaluation}.jsonl, summary.json, report.{html,md} and
+    model_card.md. One model is loaded; systems are adapters on it. An interrupted call continues
+    with the rows it lacks. Raises RecipeError when the detector is the one that made the pairs.
     """
     check_independent_detector(recipe)
     rows = choose_items(read_rows(run.require("data/test.parquet")), recipe.evaluation.notes)
@@ -70,11 +74,14 @@ def evaluate_systems(recipe: Recipe, run: Run) -> EvaluationResult:
     generations = generate_all(recipe, run, rows)
     records = judge_all(detector, rows, generations)
     summary = build_summary(records, recipe.seed) | {"recipe": recipe.name, "seed": recipe.seed}
+    written = group_by_system(generations)
+    summary["texts"] = {name: measure_texts(own, recipe.seed) for name, own in written.items()}
     summary["independent_detector"] = recipe.pairs.judge != recipe.evaluation.detector
     folder = run.path("evaluation")
     write_jsonl(folder / "generations.jsonl", generations)
     write_jsonl(folder / "evaluation.jsonl", records)
     write_json_atomic(folder / "summary.json", summary)
+    write_pages(folder, summary, records, generations)
     write_model_card(folder / "model_card.md", recipe, run, summary)
     notes = {"n": summary["n"], "detector": summary["detector"]}
     return EvaluationResult(summary, folder, notes)
@@ -163,11 +170,35 @@ def generate_missing(
                 model, tokenizer, [row["prompt"] for row in chunk],
                 batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens,
             )  # fmt: skip
-            for row, (output,) in zip(chunk, outputs, strict=True):
-                file.write(json.dumps(_make_generation(row, output, system)) + "\n")
+            scores = score_references(model, tokenizer, chunk, recipe)
+            for row, (output,), score in zip(chunk, outputs, scores, strict=True):
+                generation = _make_generation(row, output, system) | score
+                file.write(json.dumps(generation, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(chunk))
+
+
+@torch.no_grad()
+def score_references(
+    model: Any, tokenizer: Any, rows: list[dict[str, str]], recipe: Recipe
+) -> list[dict[str, Any]]:
+    """How likely each reference is under the system: {reference_logp (nats), reference_hits (tokens
+    that were the most likely), reference_tokens}; all None for an empty reference, and for a row
+    longer than model.max_length: cutting it would measure another text."""
+    coded = [encode_completion(tokenizer, row["prompt"], row["reference"]) for row in rows]
+    scores = []
+    for row, (prompt, completion) in zip(rows, coded, strict=True):
+        if not row["reference"].strip() or len(prompt) + len(completion) > recipe.model.max_length:
+            scores.append(dict.fromkeys(("reference_logp", "reference_hits", "reference_tokens")))
+            continue
+        ids, mask = (t.to(model.device) for t in pad_rows([(prompt, completion)], 0))
+        logps, hits = score_completions(model, ids, mask)
+        scores.append({
+            "reference_logp": float(logps.double().sum()), "reference_hits": int(hits.sum()),
+            "reference_tokens": len(completion),
+        })  # fmt: skip
+    return scores
 
 
 def _make_generation(row: dict[str, str], output: Any, system: str) -> dict[str, Any]:

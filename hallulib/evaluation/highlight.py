@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from hallulib.detectors.base import ERROR_VERDICTS
+from hallulib.detectors.tokens import find_sentences
 from hallulib.errors import DataError
 from hallulib.run import Run
 
@@ -24,7 +26,7 @@ _MARKS = {
     "unparsed": ("unreadable", "underline dotted #555555 2px", "#eeeeee"),
 }
 _FACT_MARK = "underline solid #2166ac 2px"
-_BOX = "font-family:sans-serif;line-height:1.9;color:#111;background:#fff;padding:8px"
+BOX = "font-family:sans-serif;line-height:1.9;color:#111;background:#fff;padding:8px"
 
 
 def highlight_statements(text: str, statements: Sequence[Mapping[str, Any]]) -> str:
@@ -79,7 +81,7 @@ def _mark(text: str, spans: Sequence[tuple[int, int, str, str, str, str]]) -> st
         )
         upto = end
     body = "".join(parts) + escape(text[upto:])
-    return f'<div style="{_BOX}">{body.replace(chr(10), "<br>")}</div>'
+    return f'<div style="{BOX}">{body.replace(chr(10), "<br>")}</div>'
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,22 @@ class ItemChange:
     before: dict[str, Any]
     after: dict[str, Any]
 
+    @property
+    def sides(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both systems' rows: the text with its verdicts."""
+        return self.before, self.after
+
     def _repr_html_(self) -> str:
-        columns = "".join(map(_render_side, (self.before, self.after)))
+        columns = "".join(map(_render_side, self.sides))
         return (
-            f'<div style="{_BOX}"><b>{escape(self.item_id)}</b>, the note:<br>'
+            f'<div style="{BOX}"><b>{escape(self.item_id)}</b>, the note:<br>'
             f'{escape(self.context).replace(chr(10), "<br>")}</div>'
             f'<table style="width:100%"><tr>{columns}</tr></table>'
         )
 
     def __str__(self) -> str:
-        sides = (self.before, self.after)
         return f"{self.item_id}\nnote: {self.context}\n" + "\n".join(
-            f"{side['system']} ({_say_verdict(side)}): {side['text']}" for side in sides
+            f"{side['system']} ({_say_verdict(side)}): {side['text']}" for side in self.sides
         )
 
 
@@ -115,8 +121,59 @@ def _render_side(side: Mapping[str, Any]) -> str:
     )
 
 
+def _find_wrong(side: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [s for s in side["statements"] if s["verdict"] in ERROR_VERDICTS]
+
+
+def quote_evidence(context: str, statement: Mapping[str, Any]) -> list[str]:
+    """The sentences of the note in which a statement's evidence stands; [] if there is none."""
+    spans = [tuple(span) for span in statement.get("evidence_spans", ())]
+    return [
+        context[start:end]
+        for start, end in find_sentences(context)
+        if any(start < stop and begin < end for begin, stop in spans)
+    ]
+
+
+def list_evidence(change: ItemChange, side: Mapping[str, Any]) -> str:
+    """HTML: each unsupported statement of one side, and what the note says on it."""
+    lines = [
+        f"<li><b>{escape(s['text'])}</b> ({escape(s['verdict'].replace('_', ' '))}): "
+        f"{escape(_say_evidence(change.context, s))}</li>"
+        for s in _find_wrong(side)
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else "<i>nothing unsupported</i>"
+
+
+def _say_evidence(context: str, statement: Mapping[str, Any]) -> str:
+    quotes = quote_evidence(context, statement)
+    if quotes:
+        return "the note has " + " / ".join(f'"{quote}"' for quote in quotes)
+    return statement.get("evidence") or "the note says nothing on it"
+
+
+def quote_item(change: ItemChange) -> str:
+    """The item as Markdown: the note, and each side with its unsupported statements in bold."""
+    lines = [f"note: {escape(change.context, quote=False)}"]
+    for side in change.sides:
+        text, upto = "", 0
+        for s in sorted(_find_wrong(side), key=lambda s: s["start"]):
+            if s["start"] >= upto:
+                text += escape(side["text"][upto : s["start"]], quote=False)
+                text += f"**{escape(s['text'], quote=False)}** [{s['verdict'].replace('_', ' ')}]"
+                upto = s["end"]
+        text += escape(side["text"][upto:], quote=False)
+        lines.append(f"**{side['system']}**: {text or '(empty)'}")
+        lines += [
+            f"- {escape(s['text'], quote=False)}: "
+            f"{escape(_say_evidence(change.context, s), quote=False)}"
+            for s in _find_wrong(side)
+        ]
+    return "\n\n".join(lines)
+
+
 def _say_verdict(side: Mapping[str, Any]) -> str:
-    wrong = [s for s in side["statements"] if s["verdict"] in ("contradicted", "not_in_note")]
+    wrong = _find_wrong(side)
     if side["hallucinated"] is None:
         return "nothing could be read"
     if wrong:

@@ -94,7 +94,7 @@ def summarise_system(records: Sequence[Record], seed: int = 0) -> dict[str, Any]
 
 def measure_rates(records: Sequence[Record], seed: int = 0) -> dict[str, dict | None]:
     """Every rate of one system with interval and unit. Rates of statements and of facts come with a
-    bootstrap over whole summaries; suspect_rate counts unreadable summaries as wrong."""
+    bootstrap over whole documents; suspect_rate counts unreadable summaries as wrong."""
     n, answered = len(records), [r for r in records if r["answered"]]
     wrong = sum(bool(r["hallucinated"]) for r in answered)
     suspect = sum(bool(r["hallucinated"]) or not r["answered"] or r["n_unparsed"] for r in records)
@@ -116,7 +116,11 @@ def _rate(k: int, n: int, unit: str) -> dict[str, Any] | None:
 
 
 def _ratio(records: Sequence[Record], top: str, bottom: str, unit: str, seed: int):
-    above, below = [r[top] for r in records], [r[bottom] for r in records]
+    groups: dict[str, list[int]] = {}  # summaries of one document are resampled together
+    for record in records:
+        sums = groups.setdefault(record["group_id"], [0, 0])
+        sums[0], sums[1] = sums[0] + record[top], sums[1] + record[bottom]
+    above, below = (list(side) for side in zip(*groups.values(), strict=True))
     if not sum(below):
         return None
     interval = cluster_bootstrap_ratio(above, below, seed=seed)

@@ -28,6 +28,7 @@ def headline_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
             "omitted facts": describe_rate(figures["rates"]["omission_rate"], counts=False),
             "answered": f"{figures['answered']} of {figures['n']}",
             "words": format_number(figures["mean_words"]),
+            "cut off": f"{figures['truncated']} of {figures['n']}",
         }
         for name, figures in summary["systems"].items()
     ]
