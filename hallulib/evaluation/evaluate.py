@@ -29,6 +29,7 @@ from hallulib.scoring import encode_completion, pad_rows, score_completions
 from hallulib.stage import stage
 
 CHUNK_BATCHES = 2  # batches generated between two writes to disk
+SCORED = 100  # items whose references are scored: perplexity needs no more, and reads everything
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def generate_all(
     The work files lie in the checkpoint folder, whose name holds the stage key: rows made with
     another adapter, recipe or code are in another folder and are never mixed in.
     """
+    rows = [row | {"scored": place < SCORED} for place, row in enumerate(rows)]
     adapters = find_systems(recipe, run)
     folder = run.checkpoint_dir("evaluation", recipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,20 +186,25 @@ def score_references(
     model: Any, tokenizer: Any, rows: list[dict[str, str]], recipe: Recipe
 ) -> list[dict[str, Any]]:
     """How likely each reference is under the system: {reference_logp (nats), reference_hits (tokens
-    that were the most likely), reference_tokens}; all None for an empty reference, and for a row
-    longer than model.max_length: cutting it would measure another text."""
+    that were the most likely), reference_tokens}; all None beyond the first SCORED items, for an
+    empty reference, and for a row longer than model.max_length: cut, it would be another text."""
+    names = ("reference_logp", "reference_hits", "reference_tokens")
+    scores: list[dict[str, Any]] = [dict.fromkeys(names) for _ in rows]
     coded = [encode_completion(tokenizer, row["prompt"], row["reference"]) for row in rows]
-    scores = []
-    for row, (prompt, completion) in zip(rows, coded, strict=True):
-        if not row["reference"].strip() or len(prompt) + len(completion) > recipe.model.max_length:
-            scores.append(dict.fromkeys(("reference_logp", "reference_hits", "reference_tokens")))
-            continue
-        ids, mask = (t.to(model.device) for t in pad_rows([(prompt, completion)], 0))
-        logps, hits = score_completions(model, ids, mask)
-        scores.append({
-            "reference_logp": float(logps.double().sum()), "reference_hits": int(hits.sum()),
-            "reference_tokens": len(completion),
-        })  # fmt: skip
+    fits = []
+    for place, (row, pair) in enumerate(zip(rows, coded, strict=True)):
+        short = sum(map(len, pair)) <= recipe.model.max_length
+        if row["scored"] and row["reference"].strip() and short:
+            fits.append(place)
+    for start in range(0, len(fits), recipe.evaluation.batch_size):
+        batch = fits[start : start + recipe.evaluation.batch_size]
+        ids, mask = (t.to(model.device) for t in pad_rows([coded[i] for i in batch], 0))
+        found = score_completions(model, ids, mask)
+        sizes = [len(coded[i][1]) for i in batch]
+        parts = zip(*(flat.split(sizes) for flat in found), strict=True)
+        for i, size, (logps, hits) in zip(batch, sizes, parts, strict=True):
+            values = (round(float(logps.double().sum()), 4), int(hits.sum()), size)
+            scores[i] = dict(zip(names, values, strict=True))
     return scores
 
 

@@ -24,6 +24,7 @@ from hallulib.evaluation.report import (
 from hallulib.paths import write_text_atomic
 
 SHOWN = {"fixed": 3, "broken": 3, "both_bad": 2}  # items of each kind that are shown in full
+LISTED = 8  # ids named per kind; all of them are in evaluation.jsonl
 KINDS = {
     "fixed": "fixed: hallucinated only before", "broken": "broken: hallucinated only after",
     "both_bad": "hallucinated under both", "both_good": "clean under both",
@@ -51,12 +52,14 @@ def build_blocks(
     generations: Sequence[dict[str, Any]],
 ) -> list[Block]:
     """The page's content, from the result to the single cases."""
+    a, b = choose_shown(summary)
     blocks: list[Block] = [("status", describe_status(summary))]
-    blocks += [("list", result_sentences(summary)), ("heading", "Rates, beside what they may cost")]
-    blocks += [("table", headline_rows(summary)), ("heading", "The same items, before and after")]
+    blocks += [("list", result_sentences(keep_comparison(summary, a, b)))]
+    blocks += [("heading", "Rates, beside what they may cost")]
+    blocks += [("table", headline_rows(summary)), ("list", [describe_measure(summary)])]
+    blocks += [("heading", "The same items, before and after")]
     blocks += [("table", comparison_rows(summary)), ("heading", "Guardrails")]
     blocks.append(("table", guardrail_rows(summary)))
-    a, b = choose_shown(summary)
     if a:
         blocks.append(("heading", f"What changed from {a} to {b}"))
         blocks += show_changes(records, generations, a, b)
@@ -83,6 +86,16 @@ def choose_shown(summary: dict[str, Any]) -> tuple[str, str]:
     return ("sft", "dpo") if ("sft", "dpo") in pairs else pairs[-1] if pairs else ("", "")
 
 
+def keep_comparison(summary: dict[str, Any], a: str, b: str) -> dict[str, Any]:
+    """The summary as if only the systems a and b had been evaluated (all of it without a pair)."""
+    if not a:
+        return summary
+    return summary | {
+        "systems": {name: summary["systems"][name] for name in (a, b)},
+        "comparisons": [c for c in summary["comparisons"] if (c["a"], c["b"]) == (a, b)],
+    }
+
+
 def comparison_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
     """One row of text cells per comparison, with b and c."""
     rows = []
@@ -104,21 +117,31 @@ def comparison_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def guardrail_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """One row of text cells per guardrail; `state` is "held" or "RED"."""
-    return [
-        {
-            "systems": f"{g['a']} to {g['b']}",
-            "guardrail": GUARDRAIL_NAMES[g["name"]],
-            "before": _show(g, g["before"]), "after": _show(g, g["after"]),
-            "allowed": f"{percent(g['limit'])} worse",
-            "state": "held" if g["ok"] else "RED",
-        }
-        for g in summary["guardrails"]
-    ]  # fmt: skip
+    """One row of text cells per comparison, one column per guardrail; each says held or RED."""
+    rows: dict[str, dict[str, str]] = {}
+    for g in summary["guardrails"]:
+        names = f"{g['a']} to {g['b']}"
+        row = rows.setdefault(names, {"systems": names})
+        state = "held" if g["ok"] else "RED"
+        column = f"{GUARDRAIL_NAMES[g['name']]} (at most {percent(g['limit'])} worse)"
+        row[column] = f"{_show(g, g['before'])} to {_show(g, g['after'])}: {state}"
+    return list(rows.values())
 
 
 def _show(guardrail: dict[str, Any], value: float) -> str:
     return f"{value:.1f}" if guardrail["name"] == "mean_words" else percent(value)
+
+
+def describe_measure(summary: dict[str, Any]) -> str:
+    """What is counted, by whom, on how many items."""
+    measured = (s["rates"][summary["primary"]] for s in summary["systems"].values())
+    rate = next(filter(None, measured), None)
+    how = f" (unit: {rate['unit']}, 95 % {rate['method']} interval)" if rate else ""
+    return (
+        f"Primary metric, declared before looking: {summary['primary']}{how}. Intervals of wrong "
+        f"statements and omitted facts: bootstrap over documents. Detector: {summary['detector']}. "
+        f"{summary['n']} held-out items, the same for every system."
+    )
 
 
 def text_rows(texts: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
@@ -145,11 +168,7 @@ def show_changes(
 ) -> list[Block]:
     """Ids by what happened, then some items side by side."""
     found = find_changed_items(records, a, b)
-    blocks: list[Block] = [("list", [
-        f"{KINDS[kind]}: {len(ids)}" + (f" ({', '.join(ids[:20])}{', ...' * (len(ids) > 20)})"
-                                        if ids and kind in SHOWN else "")
-        for kind, ids in found.items()
-    ])]  # fmt: skip
+    blocks: list[Block] = [("list", [_list_ids(kind, ids) for kind, ids in found.items()])]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in (*generations, *records):
         key = (row["system"], row["id"])
@@ -160,6 +179,13 @@ def show_changes(
             change = ItemChange(item, before["context"], before["reference"], before, after)
             blocks.append(("item", (KINDS[kind], change)))
     return blocks
+
+
+def _list_ids(kind: str, ids: list[str]) -> str:
+    line = f"{KINDS[kind]}: {len(ids)}"
+    if not ids or kind not in SHOWN:
+        return line
+    return f"{line} ({', '.join(ids[:LISTED])}{', ...' if len(ids) > LISTED else ''})"
 
 
 def render_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -211,8 +237,9 @@ def render_html(title: str, blocks: Sequence[Block]) -> str:
             label, change = content
             summary = f"{escape(change.item_id)}: {escape(label)}"
             evidence = "".join(f"<td>{list_evidence(change, s)}</td>" for s in change.sides)
+            is_open = " open" * (not any("<details" in part for part in parts))
             parts.append(
-                f"<details open><summary>{summary}</summary>{change._repr_html_()}"
+                f"<details{is_open}><summary>{summary}</summary>{change._repr_html_()}"
                 f'<table class="sides"><tr>{evidence}</tr></table></details>'
             )
     return _PAGE.format(title=escape(title), box=BOX, body="\n".join(parts))
@@ -223,17 +250,17 @@ def _table_html(rows: Sequence[dict[str, str]]) -> str:
         return "<p>None.</p>"
     names = list(max(rows, key=len))
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    body = ""
-    for row in rows:
-        cells = "".join(
-            f"<td{_RED if row.get(name) == 'RED' else ''}>{escape(row.get(name, '-'))}</td>"
-            for name in names
-        )
-        body += f"<tr>{cells}</tr>"
+    body = "".join(
+        f"<tr>{''.join(_cell_html(row.get(name, '-')) for name in names)}</tr>" for row in rows
+    )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-_RED = ' class="red"'
+def _cell_html(text: str) -> str:
+    style = ' class="red"' if text.endswith("RED") else ""
+    return f"<td{style}>{escape(text)}</td>"
+
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hallulib.adapters import attach_adapter, save_adapter
@@ -16,6 +18,7 @@ from hallulib.clinic.summaries import write_summary
 from hallulib.data import prepare_data
 from hallulib.detectors import Source, get_detector
 from hallulib.errors import DataError, MissingArtifact, RecipeError
+from hallulib.evaluation import card as card_module
 from hallulib.evaluation import (
     change_on_item,
     evaluate,
@@ -343,6 +346,24 @@ def test_the_model_card_is_written_from_the_run(evaluated):
     assert card.startswith("---\n") and "library_name: peft" in card
     assert f"beta {recipe.dpo.beta}" in card and "train 6, validation 2, test 6" in card
     assert all(sentence in card for sentence in result_sentences(result.summary))
+    assert recipe.data.prompt_template.splitlines()[0] in card
+    data = ModelCard(card).data
+    rate = result.summary["systems"]["dpo"]["rates"][PRIMARY]
+    if rate is None:
+        assert data.eval_results is None
+    else:
+        assert data.eval_results[0].metric_value == rate["value"]
+    assert data.base_model is None  # it is a folder here, and a folder is no hub id
+
+
+def test_the_metadata_of_the_card_hold_the_rate_with_its_interval():
+    summary = summary_of(["invents"] * 30 + ["clean"] * 20, ["invents"] * 5 + ["clean"] * 45)
+    hub = load_recipe("tiny-cpu", {"model.name_or_path": "owner/some-model"})
+    data = ModelCardData(**yaml.safe_load(card_module._describe(hub, summary).to_yaml()))
+    assert data.base_model == "owner/some-model"
+    (metric,) = data.to_dict()["model-index"][0]["results"][0]["metrics"]
+    assert (metric["type"], metric["value"]) == (PRIMARY, 0.1)
+    assert metric["name"].startswith("5 of 50 answered summary (95 % Wilson 0.0435-0.2136)")
 
 
 def test_a_finished_evaluation_is_reused(evaluated, capsys):

@@ -61,8 +61,8 @@ def test_both_pages_hold_rates_counts_unit_interval_b_c_and_p(tmp_path):
 
 def test_a_rate_bought_with_emptiness_is_red_in_words_and_in_colour(tmp_path):
     html, markdown = write_page(tmp_path, ["invents"] * 40, ["clean"] * 30 + ["empty"] * 10)
-    assert 'class="red" role="status"' in html and '<td class="red">RED</td>' in html
-    assert "RED guardrails: " in markdown and "| RED |" in markdown
+    assert 'class="red" role="status"' in html and '<td class="red">100 % to 75 %: RED</td>' in html
+    assert "RED guardrails: " in markdown and ": RED |" in markdown
     assert "summaries with an answer (sft to dpo)" in markdown
     assert "bought with it" in html
 
