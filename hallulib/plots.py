@@ -229,3 +229,32 @@ def plot_rates(systems: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
     axis.set(xlabel="summaries with at least one hallucination", xlim=(0, 1.05), yticks=[])
     axis.invert_yaxis()
     return _finish(figure, title)
+
+
+def plot_reported_falls(methods: Mapping[str, Mapping[str, Any]], truth: float) -> Figure:
+    """What each method reports as the fall of the rate: mean and where 95 % of studies lie.
+
+    `methods` maps a name to {"mean", "low", "high"}; the dashed line is the true fall.
+    """
+    figure, (axis,) = _new_figure(height=0.6 * len(methods) + 1.6)
+    for place, value in enumerate(methods.values()):
+        reach = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
+        axis.errorbar(value["mean"], place, xerr=reach, color=BLUE, capsize=5, marker="o")
+        axis.text(value["high"] + 0.01, place, f"{value['mean']:.0%}", va="center")
+    axis.axvline(truth, color=RED, linestyle="--", label=f"the truth: {truth:.0%}")
+    axis.set_yticks(range(len(methods)), list(methods))
+    axis.set(xlabel="reported fall of the hallucination rate", ylim=(len(methods) - 0.5, -0.5))
+    axis.legend()
+    return _finish(figure, "One true fall, four reports")
+
+
+def plot_power(curves: Mapping[str, Mapping[int, float]], asked: float = 0.8) -> Figure:
+    """Chance to see a difference by the number of items (design -> {items: power})."""
+    figure, (axis,) = _new_figure(height=3.8)
+    styles = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (GREY, ":")]
+    for (name, powers), (colour, line) in zip(curves.items(), styles, strict=False):
+        axis.plot(list(powers), list(powers.values()), line, color=colour, label=name)
+    axis.axhline(asked, color=RED, linewidth=1)
+    axis.set(xlabel="items", ylabel="power", ylim=(0, 1.02))
+    axis.legend(fontsize=10)
+    return _finish(figure, "How many items a study needs")

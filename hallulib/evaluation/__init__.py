@@ -18,6 +18,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_evaluation_result",
         ],
         "highlight": ["change_on_item", "highlight_facts", "highlight_statements"],
-        "report": ["find_changed_items", "headline_rows", "headline_table", "result_sentences"],
+        "report": [
+            "find_changed_items",
+            "headline_rows",
+            "headline_table",
+            "result_sentences",
+            "say_small_n",
+        ],
     },
 )
