@@ -244,7 +244,8 @@ def plot_reported_falls(methods: Mapping[str, Mapping[str, Any]], truth: float) 
     axis.axvline(truth, color=RED, linestyle="--", label=f"the truth: {truth:.0%}")
     axis.set_yticks(range(len(methods)), list(methods))
     axis.set(xlabel="reported fall of the hallucination rate", ylim=(len(methods) - 0.5, -0.5))
-    axis.legend()
+    axis.margins(x=0.1)
+    axis.legend(loc="lower right")
     return _finish(figure, "One true fall, four reports")
 
 

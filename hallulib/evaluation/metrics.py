@@ -46,6 +46,7 @@ def make_record(generation: Record, judgement: Judgement) -> Record:
         "detector": judgement.detector,
         "answered": judgement.answered,
         "hallucinated": judgement.hallucinated,
+        "score": judgement.score,
         "n_statements": len(judgement.statements),
         "n_errors": judgement.errors,
         "n_unparsed": judgement.unparsed,

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-import torch
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
-from transformers import LlamaConfig, LlamaForCausalLM
+from huggingface_hub import ModelCardData
 
-from hallulib.adapters import attach_adapter, save_adapter
-from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
-from hallulib.data import prepare_data
 from hallulib.detectors import Source, get_detector
-from hallulib.errors import DataError, MissingArtifact, RecipeError
+from hallulib.errors import DataError
 from hallulib.evaluation import card as card_module
 from hallulib.evaluation import (
-    change_on_item,
-    evaluate,
-    evaluate_systems,
     find_changed_items,
     headline_rows,
     headline_table,
     highlight_facts,
     highlight_statements,
-    load_evaluation_result,
     result_sentences,
 )
-from hallulib.evaluation.evaluate import check_independent_detector, choose_items
 from hallulib.evaluation.metrics import (
     PRIMARY,
     build_summary,
@@ -41,9 +28,7 @@ from hallulib.evaluation.metrics import (
     summarise_system,
 )
 from hallulib.evaluation.report import percent, say_small_n
-from hallulib.models import load_base_model
 from hallulib.recipe import load_recipe
-from hallulib.run import STAGES, Run
 
 pytestmark = pytest.mark.unit
 NOTES = make_notes(60, seed=9, missing_rate=0.3)
@@ -269,93 +254,6 @@ def test_facts_are_marked_with_their_kind_and_distractors_as_such():
     assert marked.index("aspirin") < marked.index("codeine")
 
 
-# --- the stage ------------------------------------------------------------------------------
-
-SYSTEMS = ["base", "sft", "dpo", "dpo_plain"]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    """A random model of a few thousand weights: the stage does not care what it writes."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = build_tokenizer(make_notes(60, seed=1), vocab_size=512)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def write_adapter(recipe, folder: Path, seed: int) -> None:
-    model = attach_adapter(load_base_model(recipe), recipe)
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.5)
-    save_adapter(model, folder, recipe)
-
-
-def make_trained_run(root: Path, model_dir: Path, **changes):
-    """A run whose training stages are recorded, each with an adapter of random weights."""
-    overrides = {
-        "model.name_or_path": str(model_dir), "data.train_size": 6, "data.validation_size": 2,
-        "data.test_size": 6, "evaluation.max_new_tokens": 4, "evaluation.batch_size": 1,
-        "dpo.comparison_arms": ["dpo_plain"],
-    }  # fmt: skip
-    recipe = load_recipe("tiny-cpu", overrides | changes)
-    run = Run.open(root / "run", recipe)
-    prepare_data(recipe, run)
-    for seed, name in enumerate(["sft", "pairs", "reference", "dpo", "comparison"]):
-        for artifact in STAGES[name].outputs:
-            place = run.path(artifact)
-            if artifact.endswith(("adapter", "arms")):
-                write_adapter(recipe, place / ("dpo_plain/adapter" * (name == "comparison")), seed)
-            else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(f"a file of stage {name}", "utf-8")
-        run.record(name, recipe, {}, {})
-    return recipe, run
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, model_dir):
-    recipe, run = make_trained_run(tmp_path_factory.mktemp("evaluated"), model_dir)
-    return recipe, run, evaluate_systems(recipe, run)
-
-
-def test_every_system_is_judged_on_the_same_items(evaluated):
-    _, _, result = evaluated
-    records, generations = result.read_records(), result.read_generations()
-    ids = {system: [r["id"] for r in records if r["system"] == system] for system in SYSTEMS}
-    assert all(len(set(found)) == 6 and found == ids["base"] for found in ids.values())
-    assert list(result.systems) == SYSTEMS
-    texts = {tuple(g["text"] for g in generations if g["system"] == name) for name in SYSTEMS}
-    assert len(texts) == 4  # four systems, four outputs
-    assert set(result.summary) >= {
-        "systems", "comparisons", "by_style", "n", "detector", "recipe", "seed", "guardrails",
-    }  # fmt: skip
-    assert set(result.summary["by_style"]) == {"seen", "held_out"}
-
-
-def test_the_model_card_is_written_from_the_run(evaluated):
-    recipe, run, result = evaluated
-    card = run.path("evaluation/model_card.md").read_text("utf-8")
-    assert card.startswith("---\n") and "library_name: peft" in card
-    assert f"beta {recipe.dpo.beta}" in card and "train 6, validation 2, test 6" in card
-    assert all(sentence in card for sentence in result_sentences(result.summary))
-    assert recipe.data.prompt_template.splitlines()[0] in card
-    data = ModelCard(card).data
-    rate = result.summary["systems"]["dpo"]["rates"][PRIMARY]
-    if rate is None:
-        assert data.eval_results is None
-    else:
-        assert data.eval_results[0].metric_value == rate["value"]
-    assert data.base_model is None  # it is a folder here, and a folder is no hub id
-
-
 def test_the_metadata_of_the_card_hold_the_rate_with_its_interval():
     summary = summary_of(["invents"] * 30 + ["clean"] * 20, ["invents"] * 5 + ["clean"] * 45)
     hub = load_recipe("tiny-cpu", {"model.name_or_path": "owner/some-model"})
@@ -364,89 +262,3 @@ def test_the_metadata_of_the_card_hold_the_rate_with_its_interval():
     (metric,) = data.to_dict()["model-index"][0]["results"][0]["metrics"]
     assert (metric["type"], metric["value"]) == (PRIMARY, 0.1)
     assert metric["name"].startswith("5 of 50 answered summary (95 % Wilson 0.0435-0.2136)")
-
-
-def test_a_finished_evaluation_is_reused(evaluated, capsys):
-    recipe, run, result = evaluated
-    assert evaluate_systems(recipe, run).summary == json.loads(json.dumps(result.summary))
-    assert "evaluation: unchanged" in capsys.readouterr().out
-
-
-def test_one_item_is_shown_under_two_systems(evaluated):
-    _, run, result = evaluated
-    item = result.read_records()[0]["id"]
-    change = change_on_item(run, item, "base", "dpo")
-    html = change._repr_html_()
-    assert item in html and "base" in html and "dpo" in html and "<script" not in html
-    assert change.before["text"] in str(change)
-    with pytest.raises(DataError, match="'nobody' was not evaluated under 'sft'"):
-        change_on_item(run, "nobody")
-
-
-def test_an_interrupted_evaluation_continues_and_ends_the_same(
-    evaluated, tmp_path, model_dir, monkeypatch
-):
-    recipe, run = make_trained_run(tmp_path, model_dir)
-    real, prompts = evaluate.generate_summaries, []
-
-    def stop_at_fourth_call(model, tokenizer, batch, **settings):
-        prompts.append(len(batch))
-        if len(prompts) == 4:
-            raise KeyboardInterrupt
-        return real(model, tokenizer, batch, **settings)
-
-    monkeypatch.setattr(evaluate, "generate_summaries", stop_at_fourth_call)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_systems(recipe, run)
-    assert "evaluation" not in run.manifest["stages"]
-    work = run.checkpoint_dir("evaluation", recipe) / "base.jsonl"
-    assert len(work.read_text().splitlines()) == 6  # base was done, in calls of two items
-    with work.open("a") as file:
-        file.write('{"id": "torn')
-    prompts.clear()
-    prompts += [0] * 10  # past the interruption
-    result = evaluate_systems(recipe, run)
-    assert sum(prompts) == 18  # sft, dpo and dpo_plain; nothing of base again
-    assert result.read_generations() == evaluated[2].read_generations()
-
-
-def test_generations_of_other_settings_are_never_mixed_in(tmp_path, model_dir):
-    recipe, run = make_trained_run(tmp_path, model_dir)
-    evaluate_systems(recipe, run)
-    longer = load_recipe("tiny-cpu", recipe.to_dict() | {"evaluation.max_new_tokens": 5})
-    again = evaluate_systems(longer, run).read_generations()
-    assert {g["n_tokens"] for g in again} == {5}
-
-
-def test_the_detector_that_made_the_pairs_does_not_report(evaluated):
-    recipe, run, _ = evaluated
-    same = load_recipe("tiny-cpu", recipe.to_dict() | {"evaluation.detector": "entities"})
-    with pytest.raises(RecipeError, match="also judged the pairs"):
-        evaluate_systems(same, run)
-    check_independent_detector(recipe)
-    forced = {"evaluation.force_same_detector": True}
-    check_independent_detector(load_recipe("tiny-cpu", same.to_dict() | forced))
-
-
-def test_a_detector_that_cannot_judge_the_data_says_so_before_generating(tmp_path, model_dir):
-    path = tmp_path / "own.csv"
-    rows = "".join(f"Note {i} says a thing.,A thing.\n" for i in range(60))
-    path.write_text("context,reference\n" + rows)
-    changes = {"data.source": "file", "data.path": str(path), "data.test_size": 5}
-    recipe, run = make_trained_run(tmp_path, model_dir, **changes)
-    with pytest.raises(DataError, match="fact table"):
-        evaluate_systems(recipe, run)
-    assert not run.checkpoint_dir("evaluation", recipe).exists()
-
-
-def test_an_evaluation_that_was_not_run_names_its_notebook(tmp_path, model_dir):
-    recipe = load_recipe("tiny-cpu", {"model.name_or_path": str(model_dir)})
-    run = Run.open(tmp_path / "run", recipe)
-    with pytest.raises(MissingArtifact, match="06_evaluation"):
-        load_evaluation_result(run)
-
-
-def test_a_smaller_evaluation_takes_items_of_each_style_group_in_turn():
-    rows = [{"id": str(i), "style_group": "seen" if i < 6 else "held_out"} for i in range(10)]
-    assert [row["id"] for row in choose_items(rows, 5)] == ["0", "6", "1", "7", "2"]
-    assert len(choose_items(rows, 0)) == 10

@@ -1,0 +1,270 @@
+"""The evaluation stage: the same items for all, one model, resumed where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from tiny_nli import write_nli_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hallulib.adapters import attach_adapter, save_adapter
+from hallulib.clinic.base_model import build_tokenizer
+from hallulib.clinic.notes import make_notes
+from hallulib.data import prepare_data
+from hallulib.data.schema import read_rows
+from hallulib.detectors import get_detector
+from hallulib.errors import DataError, MissingArtifact, RecipeError
+from hallulib.evaluation import (
+    change_on_item,
+    evaluate,
+    evaluate_systems,
+    load_evaluation_result,
+    outputs,
+    result_sentences,
+)
+from hallulib.evaluation.evaluate import check_independent_detector, choose_items
+from hallulib.evaluation.metrics import PRIMARY
+from hallulib.models import load_base_model
+from hallulib.recipe import load_recipe
+from hallulib.run import STAGES, Run
+
+pytestmark = pytest.mark.unit
+SYSTEMS = ["base", "sft", "dpo", "dpo_plain"]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A random model of a few thousand weights: the stage does not care what it writes."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer(make_notes(60, seed=1), vocab_size=512)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_adapter(recipe, folder: Path, seed: int) -> None:
+    model = attach_adapter(load_base_model(recipe), recipe)
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.5)
+    save_adapter(model, folder, recipe)
+
+
+def make_trained_run(root: Path, model_dir: Path, **changes):
+    """A run whose training stages are recorded, each with an adapter of random weights."""
+    overrides = {
+        "model.name_or_path": str(model_dir), "data.train_size": 6, "data.validation_size": 2,
+        "data.test_size": 6, "evaluation.max_new_tokens": 4, "evaluation.batch_size": 1,
+        "dpo.comparison_arms": ["dpo_plain"],
+    }  # fmt: skip
+    recipe = load_recipe("tiny-cpu", overrides | changes)
+    run = Run.open(root / "run", recipe)
+    prepare_data(recipe, run)
+    for seed, name in enumerate(["sft", "pairs", "reference", "dpo", "comparison"]):
+        for artifact in STAGES[name].outputs:
+            place = run.path(artifact)
+            if artifact.endswith(("adapter", "arms")):
+                write_adapter(recipe, place / ("dpo_plain/adapter" * (name == "comparison")), seed)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(f"a file of stage {name}", "utf-8")
+        run.record(name, recipe, {}, {})
+    return recipe, run
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, model_dir):
+    recipe, run = make_trained_run(tmp_path_factory.mktemp("evaluated"), model_dir)
+    return recipe, run, evaluate_systems(recipe, run)
+
+
+def test_every_system_is_judged_on_the_same_items(evaluated):
+    _, _, result = evaluated
+    records, generations = result.read_records(), result.read_generations()
+    ids = {system: [r["id"] for r in records if r["system"] == system] for system in SYSTEMS}
+    assert all(len(set(found)) == 6 and found == ids["base"] for found in ids.values())
+    assert list(result.systems) == SYSTEMS
+    texts = {tuple(g["text"] for g in generations if g["system"] == name) for name in SYSTEMS}
+    assert len(texts) == 4  # four systems, four outputs
+    assert set(result.summary) >= {
+        "systems", "comparisons", "by_style", "n", "detector", "recipe", "seed", "guardrails",
+    }  # fmt: skip
+    assert set(result.summary["by_style"]) == {"seen", "held_out"}
+
+
+def test_the_model_card_is_written_from_the_run(evaluated):
+    recipe, run, result = evaluated
+    card = run.path("evaluation/model_card.md").read_text("utf-8")
+    assert card.startswith("---\n") and "library_name: peft" in card
+    assert f"beta {recipe.dpo.beta}" in card and "train 6, validation 2, test 6" in card
+    assert all(sentence in card for sentence in result_sentences(result.summary))
+    assert recipe.data.prompt_template.splitlines()[0] in card
+    data = ModelCard(card).data
+    rate = result.summary["systems"]["dpo"]["rates"][PRIMARY]
+    if rate is None:
+        assert data.eval_results is None
+    else:
+        assert data.eval_results[0].metric_value == rate["value"]
+    assert data.base_model is None  # it is a folder here, and a folder is no hub id
+
+
+def test_a_finished_evaluation_is_reused(evaluated, capsys):
+    recipe, run, result = evaluated
+    assert evaluate_systems(recipe, run).summary == json.loads(json.dumps(result.summary))
+    assert "evaluation: unchanged" in capsys.readouterr().out
+
+
+def test_one_item_is_shown_under_two_systems(evaluated):
+    _, run, result = evaluated
+    item = result.read_records()[0]["id"]
+    change = change_on_item(run, item, "base", "dpo")
+    html = change._repr_html_()
+    assert item in html and "base" in html and "dpo" in html and "<script" not in html
+    assert change.before["text"] in str(change)
+    with pytest.raises(DataError, match="'nobody' was not evaluated under 'sft'"):
+        change_on_item(run, "nobody")
+
+
+def test_an_interrupted_evaluation_continues_and_ends_the_same(
+    evaluated, tmp_path, model_dir, monkeypatch
+):
+    recipe, run = make_trained_run(tmp_path, model_dir)
+    real, prompts = outputs.generate_summaries, []
+
+    def stop_at_fourth_call(model, tokenizer, batch, **settings):
+        prompts.append(len(batch))
+        if len(prompts) == 4:
+            raise KeyboardInterrupt
+        return real(model, tokenizer, batch, **settings)
+
+    monkeypatch.setattr(outputs, "generate_summaries", stop_at_fourth_call)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_systems(recipe, run)
+    assert "evaluation" not in run.manifest["stages"]
+    work = run.checkpoint_dir("evaluation", recipe) / "base.jsonl"
+    assert len(work.read_text().splitlines()) == 6  # base was done, in calls of two items
+    with work.open("a") as file:
+        file.write('{"id": "torn')
+    prompts.clear()
+    prompts += [0] * 10  # past the interruption
+    result = evaluate_systems(recipe, run)
+    assert sum(prompts) == 18  # sft, dpo and dpo_plain; nothing of base again
+    assert result.read_generations() == evaluated[2].read_generations()
+
+
+def test_a_damaged_work_file_is_cut_at_the_damage_and_made_again(tmp_path):
+    path = tmp_path / "work.jsonl"
+    path.write_bytes(b'{"id": "a"}\n{"id": "b"}\n\x00\x00\n{"id": "c"}\n')
+    rows = [{"id": name} for name in "abc"]
+    assert outputs.find_missing(path, rows) == [{"id": "c"}]
+    assert path.read_bytes() == b'{"id": "a"}\n{"id": "b"}\n'
+    path.write_bytes(b'{"id": "a"}\n{"id": "b"}')  # whole, but for its line end
+    assert outputs.find_missing(path, rows) == [{"id": "b"}, {"id": "c"}]
+    assert outputs.find_missing(tmp_path / "none", rows) == rows
+
+
+class CountingDetector:
+    """The rules, with a count of calls and an interruption at one of them."""
+
+    name = "entities"
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.calls, self.stop_at, self.rules = 0, stop_at, get_detector("entities")
+
+    def judge(self, source, summary):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        return self.rules.judge(source, summary)
+
+
+def test_an_interrupted_judge_goes_on_where_it_was(evaluated, tmp_path, monkeypatch):
+    _, run, result = evaluated
+    rows, written = read_rows(run.path("data/test.parquet")), result.read_generations()
+    monkeypatch.setattr(evaluate, "JUDGED", 5)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.judge_all(CountingDetector(13), rows, written, tmp_path / "w.jsonl")
+    second, whole = CountingDetector(), CountingDetector()
+    continued = evaluate.judge_all(second, rows, written, tmp_path / "w.jsonl")
+    assert (len(written), second.calls) == (24, 14)  # two chunks of five were on the disk
+    fresh = evaluate.judge_all(whole, rows, written, tmp_path / "fresh.jsonl")
+    assert json.loads(json.dumps(fresh)) == json.loads(json.dumps(continued))
+
+
+def test_an_entailment_model_reports_and_only_by_its_name(tmp_path, model_dir):
+    nli = write_nli_model(tmp_path / "tiny-nli", steps=1)
+    changes = {"evaluation.detector": "nli", "evaluation.nli_model": str(nli)}
+    recipe, run = make_trained_run(tmp_path, model_dir, **changes, **{"evaluation.notes": 2})
+    result = evaluate_systems(recipe, run)
+    assert result.summary["detector"] == "nli:tiny-nli"
+    verdicts = {s["verdict"] for r in result.read_records() for s in r["statements"]}
+    assert verdicts <= {"supported", "contradicted", "not_in_note", "unparsed"}
+    for name in ("summary.json", "report.md", "report.html", "model_card.md", "evaluation.jsonl"):
+        assert str(tmp_path) not in (run.path("evaluation") / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [([], "no row at all"), ([{"id": "a"}] * 2, "'a' stands 2 times")]
+)
+def test_items_that_cannot_be_compared_are_refused(rows, message):
+    with pytest.raises(DataError, match=f"test.parquet has .*{message}"):
+        evaluate.check_items(rows, Path("test.parquet"))
+
+
+def test_a_prompt_beyond_the_models_context_is_refused_before_generating(tmp_path, model_dir):
+    recipe, run = make_trained_run(tmp_path, model_dir, **{"evaluation.max_new_tokens": 1000})
+    with pytest.raises(DataError, match=r"test item '.*' has \d+ tokens; with 1000 new"):
+        evaluate_systems(recipe, run)
+
+
+def test_generations_of_other_settings_are_never_mixed_in(tmp_path, model_dir):
+    recipe, run = make_trained_run(tmp_path, model_dir)
+    evaluate_systems(recipe, run)
+    longer = load_recipe("tiny-cpu", recipe.to_dict() | {"evaluation.max_new_tokens": 5})
+    again = evaluate_systems(longer, run).read_generations()
+    assert {g["n_tokens"] for g in again} == {5}
+    assert all(g["reference_tokens"] > 0 > g["reference_logp"] for g in again)
+
+
+def test_the_detector_that_made_the_pairs_does_not_report(evaluated):
+    recipe, run, _ = evaluated
+    same = load_recipe("tiny-cpu", recipe.to_dict() | {"evaluation.detector": "entities"})
+    with pytest.raises(RecipeError, match="also judged the pairs"):
+        evaluate_systems(same, run)
+    check_independent_detector(recipe)
+    forced = {"evaluation.force_same_detector": True}
+    check_independent_detector(load_recipe("tiny-cpu", same.to_dict() | forced))
+
+
+def test_a_detector_that_cannot_judge_the_data_says_so_before_generating(tmp_path, model_dir):
+    path = tmp_path / "own.csv"
+    rows = "".join(f"Note {i} says a thing.,A thing.\n" for i in range(60))
+    path.write_text("context,reference\n" + rows)
+    changes = {"data.source": "file", "data.path": str(path), "data.test_size": 5}
+    recipe, run = make_trained_run(tmp_path, model_dir, **changes)
+    with pytest.raises(DataError, match="fact table"):
+        evaluate_systems(recipe, run)
+    assert not run.checkpoint_dir("evaluation", recipe).exists()
+
+
+def test_an_evaluation_that_was_not_run_names_its_notebook(tmp_path, model_dir):
+    recipe = load_recipe("tiny-cpu", {"model.name_or_path": str(model_dir)})
+    run = Run.open(tmp_path / "run", recipe)
+    with pytest.raises(MissingArtifact, match="06_evaluation"):
+        load_evaluation_result(run)
+
+
+def test_a_smaller_evaluation_takes_items_of_each_style_group_in_turn():
+    rows = [{"id": str(i), "style_group": "seen" if i < 6 else "held_out"} for i in range(10)]
+    assert [row["id"] for row in choose_items(rows, 5)] == ["0", "6", "1", "7", "2"]
+    assert len(choose_items(rows, 0)) == 10
