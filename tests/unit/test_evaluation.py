@@ -92,6 +92,16 @@ def test_omissions_are_the_share_of_stated_facts_that_the_summary_lacks():
     assert summarise_system(records)["omitted_kinds"] == {"medications": 10}
 
 
+def test_summaries_of_one_document_are_resampled_together():
+    records = make_records("x", ["invents"] * 10 + ["clean"] * 30)
+    alone = summarise_system(records)["rates"]["statement_rate"]
+    for place, record in enumerate(records):
+        record["group_id"] = f"document {place // 10}"
+    together = summarise_system(records)["rates"]["statement_rate"]
+    assert together["value"] == alone["value"]
+    assert together["high"] - together["low"] > 1.5 * (alone["high"] - alone["low"])
+
+
 def test_error_types_and_kinds_are_counted():
     figures = summarise_system(make_records("x", ["invents"] * 5))
     assert sum(figures["error_types"].values()) == 5

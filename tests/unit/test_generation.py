@@ -123,6 +123,14 @@ def test_the_prompt_is_read_once_however_many_samples_are_drawn(model, tokenizer
     assert shapes == [(2, width), (2, 4)]
 
 
+def test_no_more_logits_are_made_than_tokens_are_chosen(model, tokenizer):
+    shapes = []
+    handle = model.lm_head.register_forward_hook(lambda m, a, out: shapes.append(out.shape[:2]))
+    generate(model, tokenizer, PROMPTS[:2], num_samples=3, temperature=1.0, max_new_tokens=3)
+    handle.remove()
+    assert [tuple(shape) for shape in shapes] == [(2, 1), (2, 3), (2, 3)]
+
+
 def test_several_samples_without_a_temperature_are_refused(model, tokenizer):
     with pytest.raises(ParameterError, match="temperature 0"):
         generate(model, tokenizer, num_samples=2)

@@ -104,6 +104,11 @@ def test_markup_in_a_text_stays_text(tmp_path):
         assert "<script" not in page and "&lt;script&gt;" in page and "BP &lt; 90" in page
 
 
+def test_markup_in_a_name_stays_text(tmp_path):
+    html, _ = write_page(tmp_path, ["clean"] * 3, ["clean"] * 3, systems=("sft", "<b>odd"))
+    assert "<b>odd" not in html and "&lt;b&gt;odd" in html
+
+
 def test_a_page_without_a_comparison_still_stands():
     summary = build_summary(make_records("base", ["clean"] * 5)) | {"recipe": "r"}
     assert choose_shown(summary) == ("", "")
