@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hallulib.detectors.base import Judgement
 from hallulib.evaluation.statistics import (
+    Interval,
     cluster_bootstrap_ratio,
     compare_paired,
     estimate_proportion,
+    wilson_interval,
 )
 
 PRIMARY = "hallucination_rate@summary"
@@ -124,11 +127,21 @@ def _ratio(records: Sequence[Record], top: str, bottom: str, unit: str, seed: in
     above, below = (list(side) for side in zip(*groups.values(), strict=True))
     if not sum(below):
         return None
-    interval = cluster_bootstrap_ratio(above, below, seed=seed)
+    interval = _interval(above, below, seed)
     return {
         "k": sum(above), "n": sum(below), "value": sum(above) / sum(below), "low": interval.low,
         "high": interval.high, "level": interval.level, "method": interval.method, "unit": unit,
     }  # fmt: skip
+
+
+def _interval(above: list[int], below: list[int], seed: int) -> Interval:
+    """Bootstrap over documents. Where none (or all) of them shows the event, every resample looks
+    the same; then the interval of the share of documents bounds the rate."""
+    if 0 < sum(above) < sum(below):
+        return cluster_bootstrap_ratio(above, below, seed=seed)
+    documents = sum(n > 0 for n in below)
+    bound = wilson_interval(documents if sum(above) else 0, documents)
+    return replace(bound, method="Wilson over documents")
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -102,6 +102,15 @@ def test_summaries_of_one_document_are_resampled_together():
     assert together["high"] - together["low"] > 1.5 * (alone["high"] - alone["low"])
 
 
+def test_no_error_in_a_few_summaries_does_not_mean_a_rate_of_exactly_zero():
+    rate = summarise_system(make_records("x", ["clean"] * 24))["rates"]["statement_rate"]
+    assert (rate["value"], rate["low"]) == (0, 0)
+    assert rate["high"] == pytest.approx(0.138, abs=5e-4)  # Wilson of 0 in 24 documents
+    assert rate["method"] == "Wilson over documents"
+    silent = summarise_system(make_records("x", ["empty"] * 24))["rates"]["omission_rate"]
+    assert (silent["value"], silent["high"]) == (1, 1) and silent["low"] < 0.9
+
+
 def test_error_types_and_kinds_are_counted():
     figures = summarise_system(make_records("x", ["invents"] * 5))
     assert sum(figures["error_types"].values()) == 5
