@@ -214,7 +214,7 @@ def test_the_spot_check_passes_a_true_row_and_refuses_a_false_one(tmp_path, worl
     true = cache.rows[pairs[3].address]
     for false in (true[0] + np.float32(0.01), true[0][:-1], true[0] * np.float32("nan")):
         cache.rows[pairs[3].address] = (false, true[1])
-        with pytest.raises(GateFailed, match=pairs[3].address[:12]):
+        with pytest.raises(GateFailed, match=pairs[3].address.hex()[:12]):
             cache.spot_check(policy, pairs, tokenizer.pad_token_id, checked)
 
 
