@@ -263,11 +263,15 @@ def test_pairs_that_are_left_out_are_counted(tmp_path):
     assert train_dpo(recipe, run).notes["pairs"] == len(frame) == 10
 
 
-def test_nf4_on_cpu_goes_through_sft_reference_and_dpo_and_starts_at_ln_2(tmp_path):
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_weights_go_through_sft_reference_and_dpo_and_start_at_ln_2(
+    tmp_path, quantization
+):
     pytest.importorskip("bitsandbytes")
     base = write_base_model(tmp_path / "base", hidden_size=64, num_key_value_heads=4)
-    small = {"model.quantization": "nf4", "model.dtype": "bfloat16", "dpo.guardrail_notes": 0}
-    recipe = make_recipe(small | {"dpo.max_steps": 1, "sft.max_steps": 1}, base)
+    small = {"model.quantization": quantization, "model.dtype": "bfloat16"}
+    short = {"dpo.max_steps": 1, "sft.max_steps": 1, "dpo.guardrail_notes": 0}
+    recipe = make_recipe(small | short, base)
     run = start_run(tmp_path / "run", recipe)
     train_sft(recipe, run)
     record_pairs(run, recipe)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from tiny_dpo import weights
 from tiny_model import copy_sft_run, make_recipe, record_pairs
 
@@ -15,10 +16,12 @@ from hallulib.dpo.reference_cache import cache_reference, load_reference_result
 from hallulib.dpo.train import load_dpo_result, train_dpo
 from hallulib.metrics_log import read_metrics
 from hallulib.paths import sha256_tree
+from hallulib.provenance import PACKAGE
 from hallulib.run import Run
 
 pytestmark = pytest.mark.unit
 
+CONFIGS = PACKAGE / "launch"
 SETTINGS = {"dpo.max_steps": 5, "dpo.guardrail_steps": 5, "dpo.keep_last": 2}
 
 
@@ -45,11 +48,12 @@ def launch(name, recipe, run, root) -> None:
     """Run a stage in two processes, as a user would."""
     file = root / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.to_dict()))
-    # `accelerate launch --cpu` starts two only under MPI; this way torch starts them, as for GPUs.
-    command = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
-    command += f" --mixed_precision no --dynamo_backend no -m hallulib run-stage {name}"
+    # `accelerate launch --cpu` starts two only under MPI; with ACCELERATE_USE_CPU the way for GPUs
+    # does it: torch starts two processes, and they talk through gloo.
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
     subprocess.run(
-        [sys.executable, *command.split(), "--recipe", str(file), "--run-dir", str(run.root)],
+        [sys.executable, *launcher, "-m", "hallulib", "run-stage", name]
+        + ["--recipe", str(file), "--run-dir", str(run.root)],
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
@@ -86,3 +90,10 @@ def test_only_one_of_two_processes_writes_and_the_run_is_whole_afterwards(worlds
     assert run.require("dpo/adapter").is_dir()
     # A single process finds nothing to do in what two have made.
     assert cache_reference(recipe, run).computed == 18
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configurations_that_ship_are_understood_by_accelerate(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 2
+    assert str(config.distributed_type.value) in ("MULTI_GPU", "DEEPSPEED", "FSDP")
