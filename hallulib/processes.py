@@ -31,6 +31,13 @@ def is_main_process() -> bool:
     return process_rank() == 0
 
 
+def own_device(device: str) -> str:
+    """Return where this process puts its model: on several GPUs, the one that is its own."""
+    if device == "cuda" and count_processes() > 1:
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return device
+
+
 def wait_for_all() -> None:
     """Go on when every process has come to this point."""
     if count_processes() > 1:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from tiny_dpo import weights
-from tiny_model import copy_sft_run, make_recipe, record_pairs
+from tiny_model import copy_sft_run, make_recipe, record_pairs, start_run
 
 from hallulib.dpo.reference_cache import cache_reference, load_reference_result
 from hallulib.dpo.train import load_dpo_result, train_dpo
@@ -18,6 +18,7 @@ from hallulib.metrics_log import read_metrics
 from hallulib.paths import sha256_tree
 from hallulib.provenance import PACKAGE
 from hallulib.run import Run
+from hallulib.sft import train_sft
 
 pytestmark = pytest.mark.unit
 
@@ -90,6 +91,21 @@ def test_only_one_of_two_processes_writes_and_the_run_is_whole_afterwards(worlds
     assert run.require("dpo/adapter").is_dir()
     # A single process finds nothing to do in what two have made.
     assert cache_reference(recipe, run).computed == 18
+
+
+def test_two_processes_fine_tune_as_one_with_twice_the_batch(tmp_path):
+    runs = []
+    for count in (1, 2):
+        recipe = make_recipe({"sft.batch_size": 8 // count})
+        run = start_run(tmp_path / f"run{count}", recipe)
+        train_sft(recipe, run) if count == 1 else launch("sft", recipe, run, tmp_path)
+        runs.append(run)
+    a, b = (weights(run, "sft/adapter") for run in runs)
+    moved = max(value.abs().max() for name, value in a.items() if "lora_B" in name)
+    assert max((a[name] - b[name]).abs().max() for name in a) < 1e-3 * moved
+    rows = [read_metrics(run.path("sft/metrics.jsonl")) for run in runs]
+    for one, two in zip(*rows, strict=True):
+        assert one == pytest.approx(two, abs=2e-4)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
