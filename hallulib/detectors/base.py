@@ -57,13 +57,15 @@ class Judgement:
     """All verdicts on one summary.
 
     `omissions` names what the source states and the summary leaves out; `stated` is how many such
-    things the source states (0: this detector does not look for omissions).
+    things the source states (0: this detector does not look for omissions), `stated_unit` what
+    they are.
     """
 
     statements: list[StatementVerdict]
     omissions: list[str]
     detector: str
     stated: int = 0
+    stated_unit: str = "fact of the note"
 
     @property
     def errors(self) -> int:

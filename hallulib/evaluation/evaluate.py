@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hallulib.data.schema import read_rows, read_source
-from hallulib.detectors import Detector, get_detector
+from hallulib.detectors import Detector, Judgement, Source, get_detector
 from hallulib.errors import DataError, RecipeError
 from hallulib.evaluation.card import write_model_card
 from hallulib.evaluation.jsonl import append_lines, read_jsonl, recover_lines, write_jsonl
@@ -135,6 +135,22 @@ def build_detector(recipe: Recipe) -> Detector:
     return get_detector("nli", name_or_path=recipe.evaluation.nli_model, device=device)
 
 
+def judge_one(detector: Detector, source: Source, generation: dict[str, Any]) -> Judgement:
+    """Verdicts on one summary. A detector that knows no facts finds omissions the other way round:
+    what the reference states and the summary, as its source, does not support."""
+    text, reference = generation["text"], generation["reference"]
+    judged = detector.judge(source, text)
+    if judged.stated or not reference.strip():
+        return judged
+    # An empty summary lacks every statement of the reference; as a source it cannot be read.
+    asked = detector.judge(Source(text if text.strip() else reference), reference).statements
+    readable = [s for s in asked if s.verdict != "unparsed"]
+    lacking = [s.text for s in readable if s.is_error or not text.strip()]
+    return replace(
+        judged, omissions=lacking, stated=len(readable), stated_unit="statement of the reference"
+    )
+
+
 def judge_all(
     detector: Detector, rows: list[dict[str, str]], generations: list[dict[str, Any]], path: Path
 ) -> list[dict[str, Any]]:
@@ -147,7 +163,7 @@ def judge_all(
     with path.open("a", encoding="utf-8") as file, bar:
         for start in range(0, len(todo), JUDGED):
             chunk = todo[start : start + JUDGED]
-            records = [make_record(g, detector.judge(sources[g["id"]], g["text"])) for g in chunk]
+            records = [make_record(g, judge_one(detector, sources[g["id"]], g)) for g in chunk]
             append_lines(file, records)
             done |= {(r["system"], r["id"]): r for r in records}
             bar.update(len(chunk))

@@ -54,6 +54,7 @@ def make_record(generation: Record, judgement: Judgement) -> Record:
         "n_errors": judgement.errors,
         "n_unparsed": judgement.unparsed,
         "n_stated": judgement.stated,
+        "stated_unit": judgement.stated_unit,
         "n_words": len(generation["text"].split()),
         "n_tokens": generation["n_tokens"],
         "finish_reason": generation["finish_reason"],
@@ -91,7 +92,7 @@ def summarise_system(records: Sequence[Record], seed: int = 0) -> dict[str, Any]
         "truncated": sum(r["finish_reason"] == "length" for r in records),
         "error_types": dict(Counter(s["error_type"] for s in errors).most_common()),
         "error_kinds": dict(Counter(s["kind"] for s in errors).most_common()),
-        "omitted_kinds": dict(Counter(k for r in records for k in r["omissions"]).most_common()),
+        "omitted_kinds": dict(_count_omissions(records).most_common()),
         "rates": rates,
     }
 
@@ -111,8 +112,20 @@ def measure_rates(records: Sequence[Record], seed: int = 0) -> dict[str, dict | 
         "unparsed_statement_rate": _ratio(
             records, "n_unparsed", "n_statements", "statement", seed
         ),
-        "omission_rate": _ratio(records, "n_omitted", "n_stated", "fact of the note", seed),
+        "omission_rate": _ratio(records, "n_omitted", "n_stated", _name_stated(records), seed),
     }
+
+
+def _name_stated(records: Sequence[Record]) -> str:
+    """What could have been left out, in the words of the detector that reports."""
+    return next((r["stated_unit"] for r in records if r["n_stated"]), "fact of the note")
+
+
+def _count_omissions(records: Sequence[Record]) -> Counter[str]:
+    """How often each kind was left out; sentences of references are no kinds, and not counted."""
+    return Counter(
+        k for r in records if r["stated_unit"] == "fact of the note" for k in r["omissions"]
+    )
 
 
 def _rate(k: int, n: int, unit: str) -> dict[str, Any] | None:

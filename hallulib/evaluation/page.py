@@ -139,8 +139,8 @@ def describe_measure(summary: dict[str, Any]) -> str:
     how = f" (unit: {rate['unit']}, 95 % {rate['method']} interval)" if rate else ""
     return (
         f"Primary metric, declared before looking: {summary['primary']}{how}. Intervals of wrong "
-        f"statements and omitted facts: bootstrap over documents. Detector: {summary['detector']}. "
-        f"{summary['n']} held-out items, the same for every system."
+        "statements and of what is left out: bootstrap over documents. "
+        f"Detector: {summary['detector']}. {summary['n']} held-out items, the same for every system."
     )
 
 

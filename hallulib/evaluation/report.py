@@ -11,7 +11,7 @@ from hallulib.evaluation.statistics import wilson_interval
 
 SMALL_N = 40  # below this, the report says what its n cannot show
 GUARDRAIL_NAMES = {
-    "omission_rate": "facts of the note left out",
+    "omission_rate": "left out of what should be said",
     "answer_rate": "summaries with an answer",
     "unparsed_statement_rate": "statements nobody can read",
     "mean_words": "words per summary",
@@ -25,7 +25,7 @@ def headline_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
             "system": name,
             "hallucinated summaries": describe_rate(figures["rates"][PRIMARY]),
             "wrong statements": describe_rate(figures["rates"]["statement_rate"], counts=False),
-            "omitted facts": describe_rate(figures["rates"]["omission_rate"], counts=False),
+            "left out": describe_rate(figures["rates"]["omission_rate"], counts=False),
             "answered": f"{figures['answered']} of {figures['n']}",
             "words": format_number(figures["mean_words"]),
             "cut off": f"{figures['truncated']} of {figures['n']}",
@@ -49,6 +49,12 @@ def describe_rate(rate: dict[str, Any] | None, counts: bool = True) -> str:
     if counts:
         return f"{rate['k']} of {rate['n']} ({percent(rate['value'])}, {span})"
     return f"{percent(rate['value'])} ({span})"
+
+
+def describe_omissions(rate: dict[str, Any] | None) -> str:
+    """'0.1 % (0-0.2 %) of what should be said', with the unit that says what that is."""
+    text = describe_rate(rate, counts=False)
+    return text if rate is None else f"{text} of what should be said (unit: {rate['unit']})"
 
 
 def percent(share: float, sign: bool = True) -> str:
@@ -75,6 +81,11 @@ def result_sentences(summary: dict[str, Any]) -> list[str]:
         sentences += say_guardrails(summary, comparison["a"], comparison["b"])
     if summary["n"] < SMALL_N:
         sentences.append(say_small_n(summary["n"]))
+    if summary["detector"] != "facts":
+        sentences.append(
+            f"The detector {summary['detector']} errs, and how often on this text was not measured "
+            "here: compare systems with it, and let people grade (07_assessment_widget)."
+        )
     if not summary.get("independent_detector", True):
         sentences.append(
             "CAUTION: the detector that reports also judged the training pairs, so these rates "
@@ -92,7 +103,7 @@ def _say_rate(name: str, figures: dict[str, Any]) -> str:
         f"{100 * rate['level']:.0f} % {rate['method']} interval {percent(rate['low'], False)}-"
         f"{percent(rate['high'])}) hold at least one hallucinated statement; "
         f"{figures['answered']} of {figures['n']} answered, {format_number(figures['mean_words'])} "
-        f"words, omitted facts {describe_rate(figures['rates']['omission_rate'], counts=False)}."
+        f"words, left out {describe_omissions(figures['rates']['omission_rate'])}."
     )
 
 

@@ -16,7 +16,7 @@ from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
 from hallulib.data import prepare_data
 from hallulib.data.schema import read_rows
-from hallulib.detectors import get_detector
+from hallulib.detectors import Source, get_detector
 from hallulib.errors import DataError, MissingArtifact, RecipeError
 from hallulib.evaluation import (
     change_on_item,
@@ -27,7 +27,7 @@ from hallulib.evaluation import (
     result_sentences,
 )
 from hallulib.evaluation.evaluate import check_independent_detector, choose_items
-from hallulib.evaluation.metrics import PRIMARY
+from hallulib.evaluation.metrics import PRIMARY, build_summary, make_record
 from hallulib.models import load_base_model
 from hallulib.recipe import load_recipe
 from hallulib.run import STAGES, Run
@@ -193,10 +193,10 @@ def test_an_interrupted_judge_goes_on_where_it_was(evaluated, tmp_path, monkeypa
     rows, written = read_rows(run.path("data/test.parquet")), result.read_generations()
     monkeypatch.setattr(evaluate, "JUDGED", 5)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.judge_all(CountingDetector(13), rows, written, tmp_path / "w.jsonl")
+        evaluate.judge_all(CountingDetector(25), rows, written, tmp_path / "w.jsonl")
     second, whole = CountingDetector(), CountingDetector()
     continued = evaluate.judge_all(second, rows, written, tmp_path / "w.jsonl")
-    assert (len(written), second.calls) == (24, 14)  # two chunks of five were on the disk
+    assert (len(written), second.calls) == (24, 28)  # two chunks were on the disk; two calls each
     fresh = evaluate.judge_all(whole, rows, written, tmp_path / "fresh.jsonl")
     assert json.loads(json.dumps(fresh)) == json.loads(json.dumps(continued))
 
@@ -211,6 +211,41 @@ def test_an_entailment_model_reports_and_only_by_its_name(tmp_path, model_dir):
     assert verdicts <= {"supported", "contradicted", "not_in_note", "unparsed"}
     for name in ("summary.json", "report.md", "report.html", "model_card.md", "evaluation.jsonl"):
         assert str(tmp_path) not in (run.path("evaluation") / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [("Takes aspirin. No rash.", ["Asthma"]), ("Takes aspirin. No rash. Asthma.", []),
+     ("", ["Takes aspirin", "No rash", "Asthma"]), ("Rash. Asthma.", ["Takes aspirin", "No rash"])],
+)  # fmt: skip
+def test_a_detector_without_facts_finds_what_of_the_reference_was_left_out(text, left_out):
+    generation = {"text": text, "reference": "Takes aspirin. No rash. Asthma."}
+    note = Source("She takes aspirin for years. She has asthma, no rash.")
+    judged = evaluate.judge_one(get_detector("entities"), note, generation)
+    assert (judged.omissions, judged.stated) == (left_out, 3)
+    assert judged.stated_unit == "statement of the reference"
+    nothing = evaluate.judge_one(get_detector("entities"), note, generation | {"reference": " "})
+    assert nothing.stated == 0
+
+
+def test_omissions_turn_the_guardrail_red_also_without_a_fact_table():
+    reference = "Takes aspirin. No rash. Asthma."
+    note, records = Source(reference), []
+    for system, text in (("sft", reference + " Had a stroke."), ("dpo", "No rash.")):
+        for item in range(20):
+            row = {"text": text, "reference": reference, "system": system, "id": str(item),
+                   "group_id": str(item), "style": "", "style_group": "", "n_tokens": 5,
+                   "finish_reason": "stop"}  # fmt: skip
+            judged = evaluate.judge_one(get_detector("entities"), note, row)
+            records.append(make_record(row, judged))
+    summary = build_summary(records)
+    rate = summary["systems"]["dpo"]["rates"]["omission_rate"]
+    assert (rate["value"], rate["unit"]) == (2 / 3, "statement of the reference")
+    assert "omission_rate" in {g["name"] for g in summary["guardrails"] if not g["ok"]}
+    assert summary["systems"]["dpo"]["omitted_kinds"] == {}
+    text = "\n".join(result_sentences(summary))
+    assert "left out of what should be said 0 % -> 67 %: the lower rate was bought with it" in text
+    assert "The detector entities errs" in text
 
 
 @pytest.mark.parametrize(
