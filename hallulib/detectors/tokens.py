@@ -57,7 +57,7 @@ def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
     Number words become digits, abbreviations are spelled out, and each token knows whether a
     negation covers it (NegEx, Chapman et al. 2001, in its simplest form).
     """
-    raw = [(m.group().lower(), m.start() + offset, m.end() + offset) for m in _split(sentence)]
+    raw = [(text, start + offset, end + offset) for text, start, end in _split(sentence)]
     tokens, negated, i = [], False, 0
     whole = re.search(r"\b(?:was|were|is|are|came back) negative\b", sentence) is not None
     while i < len(raw):
@@ -77,10 +77,17 @@ def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
     return tokens
 
 
-def _split(sentence: str) -> list[re.Match[str]]:
-    for pattern, word in _PHRASES:  # same length, so that positions stay true
+def _split(sentence: str) -> list[tuple[str, int, int]]:
+    """Raw tokens with their places. A phrase is replaced by the word it means, filled up with
+    blanks so that what follows stays in place; its last token ends where the phrase ended."""
+    ends: dict[int, int] = {}
+    for pattern, word in _PHRASES:
+        ends |= {m.start() + len(word): m.end() for m in pattern.finditer(sentence)}
         sentence = pattern.sub(lambda m, w=word: w.ljust(len(m.group())), sentence)
-    return list(_TOKEN.finditer(sentence))
+    return [
+        (m.group().lower(), m.start(), ends.get(m.end(), m.end()))
+        for m in _TOKEN.finditer(sentence)
+    ]
 
 
 def _read_number(raw: list[tuple[str, int, int]], i: int) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from typing import Any
 from hallulib.evaluation.highlight import BOX, ItemChange, list_evidence, quote_item
 from hallulib.evaluation.report import (
     GUARDRAIL_NAMES,
+    describe_change,
     describe_rate,
     find_changed_items,
     format_p,
@@ -104,13 +105,13 @@ def comparison_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
         if paired is None:
             rows.append({"systems": names, "items": "0 answered by both"})
             continue
-        low, high = -100 * paired["high"], -100 * paired["low"]
+        low, high = describe_change(paired["high"]), describe_change(paired["low"])
         rows.append({
             "systems": names,
             "items": f"{paired['n']} ({comparison['n_excluded']} left out)",
             "b: fixed": str(paired["b"]), "c: newly wrong": str(paired["c"]),
-            "change in points (95 %)": f"{-100 * paired['difference']:+.1f} "
-                                       f"({low:+.1f} to {high:+.1f}, Bonett-Price)",
+            "change in points (95 %)": f"{describe_change(paired['difference'])} "
+                                       f"({low} to {high}, Bonett-Price)",
             "exact McNemar": format_p(paired["p_exact"]), "mid-p": format_p(paired["p_mid"]),
         })  # fmt: skip
     return rows
@@ -140,7 +141,8 @@ def describe_measure(summary: dict[str, Any]) -> str:
     return (
         f"Primary metric, declared before looking: {summary['primary']}{how}. Intervals of wrong "
         "statements and of what is left out: bootstrap over documents. "
-        f"Detector: {summary['detector']}. {summary['n']} held-out items, the same for every system."
+        f"Detector: {summary['detector']}. {summary['n']} held-out items, the same for every "
+        "system."
     )
 
 

@@ -117,10 +117,15 @@ def _say_comparison(comparison: dict[str, Any]) -> str:
     return (
         f"{a} -> {b}: on the same {paired['n']} items, b = {paired['b']} hallucinated only under "
         f"{a}, c = {paired['c']} only under {b}; the rate changes by "
-        f"{-100 * paired['difference']:+.1f} points ({100 * paired['level']:.0f} % interval "
-        f"{-100 * paired['high']:+.1f} to {-100 * paired['low']:+.1f}), exact McNemar "
+        f"{describe_change(paired['difference'])} points ({100 * paired['level']:.0f} % interval "
+        f"{describe_change(paired['high'])} to {describe_change(paired['low'])}), exact McNemar "
         f"{format_p(paired['p_exact'])}: {verdict}{left_out}."
     )
+
+
+def describe_change(fall: float) -> str:
+    """A fall of a rate as the change in points, with its sign: 0.575 is "-57.5", 0 is "+0.0"."""
+    return f"{round(-100 * fall, 1) + 0.0:+.1f}"
 
 
 def say_guardrails(summary: dict[str, Any], a: str, b: str) -> list[str]:

@@ -84,6 +84,13 @@ def test_every_span_is_the_text_it_names_and_clauses_are_judged_apart():
     assert "vomit" in found[1].evidence
 
 
+def test_a_phrase_that_means_one_word_is_marked_to_its_end():
+    found = judge("He comes in today for follow-up. Has shortness of breath.", "Nothing.")
+    assert [s.text for s in found] == [
+        "He comes in today for follow-up", "Has shortness of breath",
+    ]  # fmt: skip
+
+
 def test_evidence_of_a_supported_statement_is_the_sentence_of_the_note():
     (statement,) = judge("Takes metformin 500 mg.")
     assert statement.evidence == "She takes metformin 500 mg BID"

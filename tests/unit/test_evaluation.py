@@ -27,7 +27,7 @@ from hallulib.evaluation.metrics import (
     make_record,
     summarise_system,
 )
-from hallulib.evaluation.report import percent, say_small_n
+from hallulib.evaluation.report import describe_change, percent, say_small_n
 from hallulib.recipe import load_recipe
 
 pytestmark = pytest.mark.unit
@@ -224,6 +224,12 @@ def test_the_headline_never_shows_a_rate_without_count_and_interval():
     assert rows[1]["answered"] == "0 of 10"
     table = headline_table(summary).splitlines()
     assert len(table) == 4 and len({line.count("|") for line in table}) == 1
+
+
+def test_no_change_is_not_minus_nothing():
+    assert [describe_change(x) for x in (0.0, 0.0004, -0.0004, 0.575, -0.1)] == [
+        "+0.0", "+0.0", "+0.0", "-57.5", "+10.0",
+    ]  # fmt: skip
 
 
 def test_percent_keeps_a_decimal_only_where_it_matters():
