@@ -20,6 +20,18 @@ def cohen_h(first: float, second: float) -> float:
     return 2 * asin(sqrt(first)) - 2 * asin(sqrt(second))
 
 
+def items_for_interval(rate: float, half_width: float, level: float = 0.95) -> int:
+    """Items until the Wilson interval of one rate reaches at most `half_width` to either side of
+    its middle (both as shares): 89 for 60 % to within 10 points."""
+    if not 0 < half_width < 1 or not 0 <= rate <= 1:
+        raise ValueError(f"need shares, got a rate of {rate} and a half-width of {half_width}")
+    z = float(norm.ppf((1 + level) / 2))
+    n = 1
+    while z * sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n) > half_width:
+        n += 1
+    return n
+
+
 def unpaired_sample_size(before: float, after: float, power=0.8, level=0.95) -> int:
     """Items *per arm* to see `before` against `after` on different items (pooled z formula).
 

@@ -9,7 +9,7 @@ from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
 from hallulib.evaluation import power as pw
-from hallulib.evaluation.statistics import mcnemar_exact
+from hallulib.evaluation.statistics import mcnemar_exact, wilson_interval
 
 pytestmark = pytest.mark.unit
 
@@ -18,6 +18,22 @@ def test_the_effect_size_has_the_golden_values_and_is_that_of_statsmodels():
     assert pw.cohen_h(0.6, 0.3) == pytest.approx(0.613, abs=5e-4)
     assert pw.cohen_h(0.6, 0.15) == pytest.approx(0.977, abs=5e-4)
     assert pw.cohen_h(0.2, 0.7) == pytest.approx(proportion_effectsize(0.2, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("half_width", "n"), [(0.20, 20), (0.15, 38), (0.10, 89), (0.05, 366)]
+)
+def test_the_items_for_one_rate_are_the_published_ones(half_width, n):
+    assert pw.items_for_interval(0.6, half_width) == n
+
+
+def test_the_items_for_one_rate_agree_with_the_interval_itself():
+    n = pw.items_for_interval(0.5, 0.1)
+    for count, reached in ((n, True), (n - 2, False)):
+        interval = wilson_interval(count // 2, count)
+        assert ((interval.high - interval.low) / 2 <= 0.1) is reached
+    with pytest.raises(ValueError, match="need shares"):
+        pw.items_for_interval(60, 10)
 
 
 @pytest.mark.parametrize(("after", "n"), [(0.3, 42.0), (0.15, 16.9)])
