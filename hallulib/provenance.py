@@ -19,7 +19,10 @@ PACKAGE = Path(__file__).parent
 PLUMBING = set(
     "errors paths processes recipe recipe_sections provenance run meter stage plots".split()
 )
-LIBRARIES = "torch transformers peft accelerate datasets tokenizers pandas pyarrow scipy".split()
+LIBRARIES = (
+    "torch transformers peft accelerate datasets tokenizers pandas pyarrow scipy scikit-learn "
+    "rouge-score sacrebleu"
+).split()
 
 
 @dataclass(frozen=True)
