@@ -14,7 +14,8 @@ PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
 def count_tokens(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Tokens per text, without added special tokens: shape (len(texts),)."""
-    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+    texts = list(texts)
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     return np.array([len(row) for row in ids], dtype=int)
 
 
@@ -66,10 +67,9 @@ def count_equal_after_cut(
 ) -> int:
     """Pairs whose chosen and rejected are the same in the first `room` tokens, all that is left of
     them: such a pair says nothing, though both its labels are still there."""
-    short = [(pair, int(left)) for pair, left in zip(sides, room, strict=True)]
     equal = 0
-    for (chosen, rejected), left in short:
-        ids = tokenizer([chosen, rejected], add_special_tokens=False)["input_ids"]
+    for (chosen, rejected), left in zip(sides, room.tolist(), strict=True):
+        ids = tokenizer([chosen, rejected], add_special_tokens=False, verbose=False)["input_ids"]
         fits = max(len(ids[0]), len(ids[1])) + 1 <= left
         equal += not fits and ids[0][: max(left, 0)] == ids[1][: max(left, 0)]
     return equal

@@ -147,7 +147,7 @@ def find_damage(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
             for name, check in CHECKS.items():
                 if check(text):
                     found.setdefault(f"{column}: {name}", []).append(row["id"])
-        if row["reference"].strip() == row["rejected"].strip():
+        if row["rejected"] and row["reference"].strip() == row["rejected"].strip():
             found.setdefault("reference and rejected: identical", []).append(row["id"])
         if row["reference"].strip() == row["context"].strip():
             found.setdefault("reference: copies the whole note", []).append(row["id"])

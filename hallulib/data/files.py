@@ -194,19 +194,30 @@ def require_text(record: dict[str, Any], column: str, path: str | Path, row: int
             f"(there are: {', '.join(map(str, record))})",
             f"rename the column that holds it, or set data.columns ({{{column}: its name}})",
         )
-    return check_text(record[column], f"{display_path(path)}, row {row}, column {column!r}")
+    value = record[column]
+    problem = find_text_problem(value)
+    if problem:
+        place = f"{display_path(path)}, row {row}, column {column!r}"
+        raise DataError(f"{place}: {problem}", "fill the cell or remove the row")
+    return value
+
+
+def find_text_problem(value: Any) -> str:
+    """What keeps a value from being stored as text; "" if nothing does."""
+    if not isinstance(value, str):
+        return f"{value!r} is not text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "the text holds half a character (a lone surrogate)"
+    return ""
 
 
 def check_text(value: Any, place: str) -> str:
     """`value` if it is text that can be stored. Raises DataError at `place` otherwise."""
-    if not isinstance(value, str):
-        raise DataError(f"{place}: {value!r} is not text", "fill the cell or remove the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{place}: the text holds half a character (a lone surrogate)", "remove it from the row"
-        ) from None
+    problem = find_text_problem(value)
+    if problem:
+        raise DataError(f"{place}: {problem}", "fill it or remove the row")
     return value
 
 

@@ -91,7 +91,7 @@ def find_near_leaks(
     """Pairs of rows (ids, similarity) with nearly the same note in different splits."""
     rows = [row for members in splits.values() for row in members]
     firsts = {(row["split"], hash_context(row["context"])): row for row in reversed(rows)}
-    unique = list(firsts.values())
+    unique = list(firsts.values())[::-1]
     return [
         (unique[j]["id"], unique[i]["id"], round(similarity, 3))
         for i, j, similarity in find_near_duplicates([row["context"] for row in unique], threshold)

@@ -42,6 +42,7 @@ class GroupPool:
         self.limit = limit
         self.members: dict[str, list[tuple[int, Row]]] = {}
         self.references: Counter[str] = Counter()
+        self.total = 0
         self.ceiling = math.inf
         self._heap: list[tuple[float, str]] = []
 
@@ -55,10 +56,12 @@ class GroupPool:
             heapq.heappush(self._heap, (-order, group))
         self.members[group].append((place, row))
         self.references[group] += bool(row["reference"])
-        while self.references.total() - self.references[self._heap[0][1]] >= self.limit:
+        self.total += bool(row["reference"])
+        while self.total - self.references[self._heap[0][1]] >= self.limit:
             negative, last = heapq.heappop(self._heap)
             self.ceiling = -negative
-            del self.members[last], self.references[last]
+            self.total -= self.references.pop(last, 0)
+            del self.members[last]
 
 
 def draw_rows(
