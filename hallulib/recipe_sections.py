@@ -89,6 +89,7 @@ class PairsSection(Section):
         "sampled", "who writes the rejected side: the policy, a rule, MedHal, or your own file"
     )
     notes: int = field(640, "training notes to make pairs from", ge=1)
+    max_pairs: int = field(0, "keep the pairs of the first notes only; 0 = all", ge=0)
     check_references: bool = field(
         True, "perturbed, twin: leave out references in which the judge finds an error"
     )
