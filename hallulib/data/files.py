@@ -75,19 +75,18 @@ def _find_encoding(path: Path, encoding: str) -> str:
 
 
 def _explain_encoding(path: Path, row: int, error: UnicodeError) -> DataError:
-    """Say what the bytes look like; guessing without asking could turn a µg into something else."""
+    """Show how the bytes read in other encodings: which reading is right, only a person can see."""
     if not isinstance(error, UnicodeDecodeError):
         return DataError(f"{display_path(path)}: {error}", "save the file as UTF-8")
     what = f"{display_path(path)}, after row {row}: the bytes are not {error.encoding}"
     guess = from_bytes(error.object).best()
-    if guess is None:
-        return DataError(what, "save the file as UTF-8, or set data.encoding")
-    around = error.object[max(0, error.start - 20) : error.start + 20]
-    shown = around.decode(guess.encoding, errors="replace")
+    around = error.object[max(0, error.start - 12) : error.start + 12]
+    names = dict.fromkeys(["cp1252", *([guess.encoding] if guess else []), "mac_roman"])
+    readings = [f"{around.decode(name, errors='replace')!r} in {name}" for name in names]
     return DataError(
         what,
-        f"save the file as UTF-8, or set data.encoding (as {guess.encoding} the place reads "
-        f"{shown!r}; cp1252 is what Excel on Windows writes)",
+        "save the file as UTF-8, or set data.encoding to the one in which this place reads "
+        f"right: {', '.join(readings)} (Excel on Windows writes cp1252)",
     )
 
 
