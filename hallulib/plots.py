@@ -81,7 +81,7 @@ def plot_token_histogram(audit: Mapping[str, Any], split: str = "train") -> Figu
         axis.stairs(histogram[name], edges, color=colour, fill=name in ("prompt", "reference"),
                     alpha=0.75, linewidth=2, linestyle=line, label=name)  # fmt: skip
     axis.axvline(audit["max_length"], color=RED, linestyle="--", label="max_length")
-    axis.set_xlabel("tokens")
+    axis.set_xlabel("tokens (the last bar holds all longer rows)")
     axis.set_ylabel("rows")
     axis.legend()
     return _finish(figure, f"How long the {split} rows are")

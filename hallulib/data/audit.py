@@ -76,7 +76,9 @@ def _audit_rows(
 ) -> dict[str, Any]:
     prompts, references, rejected = lengths.values()
     total = prompts + references
-    edges = np.linspace(0, max(max_length, int(total.max())), BINS + 1).astype(int)
+    # the last bin holds all that is longer, so that one giant row does not flatten the figure
+    top = max(max_length, int(np.percentile(total, 99)))
+    edges = np.linspace(0, top, BINS + 1).astype(int)
     paired = np.array([bool(row["rejected"]) for row in rows])
     sides = [(row["reference"], row["rejected"]) for row in rows if row["rejected"]]
     room = max_length - prompts[paired]
@@ -97,8 +99,10 @@ def _audit_rows(
         "findings": find_damage(rows),
         "histogram": {
             "edges": edges.tolist(),
-            **{name: np.histogram(side, edges)[0].tolist() for name, side in lengths.items()},
-            "total": np.histogram(total, edges)[0].tolist(),
+            **{
+                name: np.histogram(side.clip(max=top), edges)[0].tolist()
+                for name, side in (lengths | {"total": total}).items()
+            },
         },
     }
 

@@ -35,6 +35,8 @@ from hallulib.tokens import (
     describe_length_bias,
 )
 
+BEYOND = "beyond pairs.max_pairs"
+
 
 @dataclass(frozen=True)
 class PairsResult:
@@ -194,7 +196,8 @@ def _write_pairs(
     means = [sum(side) / len(errors) for side in zip(*errors, strict=True)]
     report = {"train": len(parts["train"]), "validation": len(parts["validation"]),
               "counts": dict(counts), "chosen_errors": means[0], "rejected_errors": means[1],
-              "judge": build_judge(recipe).name, "yield": len(rows) / len(notes)}  # fmt: skip
+              "judge": build_judge(recipe).name,
+              "yield": (counts["pair"] + counts[BEYOND]) / len(notes)}  # fmt: skip
     return _make_result(report | describe_pairs(rows, recipe))
 
 
@@ -208,7 +211,7 @@ def _collect_rows(
         if isinstance(draft, str):
             counts[draft] += 1
         elif recipe.pairs.max_pairs and len(rows) >= recipe.pairs.max_pairs:
-            counts["beyond pairs.max_pairs"] += 1
+            counts[BEYOND] += 1
         else:
             counts["pair"] += 1
             errors.append((draft.chosen["errors"], draft.rejected["errors"]))

@@ -248,6 +248,7 @@ def test_a_result_is_read_back_and_max_pairs_keeps_the_first(tmp_path):
     result, rows, run = build(tmp_path / "few", settings)
     assert len(rows) == 5 and set(rows["id"]) < set(all_rows["id"])
     assert result.counts["beyond pairs.max_pairs"] == len(all_rows) - 5
+    assert result.notes["yield"] == len(all_rows) / 12
     assert load_pairs_result(run) == result
 
 
