@@ -83,6 +83,12 @@ def load_splits(recipe: Recipe, run: Run) -> tuple[Splits, dict[str, Any]]:
     {revision, splits_found}.
     """
     data = recipe.data
+    if data.source != "file" and (data.columns or data.encoding != "auto"):
+        raise DataError(
+            f"data.columns and data.encoding are for your own file, and data.source is "
+            f"{data.source!r}",
+            "set data.source=file, or leave them out",
+        )
     if data.source == "clinic":
         return make_clinic_splits(recipe, run.path("data/medhal"))
     if not data.path:

@@ -188,6 +188,8 @@ def _write_pairs(
             + (" or pairs.samples_per_note." if recipe.pairs.origin == "sampled" else
                ", or set pairs.check_references=false where you trust the references."),
         )  # fmt: skip
+    described = describe_pairs(rows, recipe)
+    refuse_cut_pairs(described["cuts"], recipe)
     for name, part in parts.items():
         _write_parquet(pd.DataFrame(part), run.path(f"pairs/{name}.parquet"))
     lines = ({"id": name, "samples": samples[name]} for name in notes["id"])
@@ -198,7 +200,7 @@ def _write_pairs(
               "counts": dict(counts), "chosen_errors": means[0], "rejected_errors": means[1],
               "judge": build_judge(recipe).name,
               "yield": (counts["pair"] + counts[BEYOND]) / len(notes)}  # fmt: skip
-    return _make_result(report | describe_pairs(rows, recipe))
+    return _make_result(report | described)
 
 
 def _collect_rows(
@@ -244,6 +246,17 @@ def describe_pairs(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, 
         "length_bias": describe_length_bias(chosen, rejected),
         "cuts": describe_cuts(prompts, longer, recipe.model.max_length),
     }
+
+
+def refuse_cut_pairs(cuts: dict[str, Any], recipe: Recipe) -> None:
+    """Raise DataError when more pairs than data.max_cut_share exceed model.max_length."""
+    if cuts["cut_share"] > recipe.data.max_cut_share:
+        raise DataError(
+            f"{cuts['cut']} pairs ({cuts['cut_share']:.1%}) exceed model.max_length of "
+            f"{recipe.model.max_length} tokens",
+            f"raise model.max_length, or accept it with data.max_cut_share (now "
+            f"{recipe.data.max_cut_share})",
+        )
 
 
 def split_groups(groups: Sequence[str], recipe: Recipe) -> set[str]:

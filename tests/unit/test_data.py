@@ -213,6 +213,20 @@ def test_a_refused_stage_leaves_its_audit_behind_and_no_rows(tmp_path):
     assert "data" not in run.manifest["stages"]
 
 
+def test_rows_added_to_a_file_move_no_row_to_another_split(tmp_path):
+    texts = [make_text(i, 60) for i in range(90)]
+    more = texts + [text + " again" for text in texts[::3]] + [make_text(99, 60)]
+    where = []
+    for name, part in (("before", texts), ("after", more)):
+        records = [{"id": str(i), "context": t, "reference": "Well."} for i, t in enumerate(part)]
+        path = write_jsonl(tmp_path / f"{name}.jsonl", records)
+        recipe, run = open_run(tmp_path / name, source="file", path=str(path), max_cut_share=1)
+        result = prepare_data(recipe, run)
+        where.append({row["id"]: split for split in SPLITS for row in result.read(split)})
+    both = where[0].keys() & where[1].keys()
+    assert len(both) > 40 and all(where[0][i] == where[1][i] for i in both)
+
+
 def test_near_duplicates_of_the_users_file_stay_in_one_split(tmp_path):
     texts = [make_text(i // 3, 90) + f" visit {i}" for i in range(240)]
     records = [{"context": text, "reference": "Well."} for text in texts]

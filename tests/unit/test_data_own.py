@@ -271,6 +271,13 @@ def test_own_file_becomes_splits_through_the_stage(tmp_path):
     assert "LEAK" not in json.dumps(splits)
 
 
+def test_settings_of_ones_own_file_are_refused_for_another_source(tmp_path):
+    for settings in ({"columns": {"context": "note"}}, {"encoding": "cp1252"}):
+        recipe, run = open_run(tmp_path, source="clinic", **settings)
+        with pytest.raises(DataError, match="data.source is 'clinic'"):
+            prepare_data(recipe, run)
+
+
 def test_a_source_without_a_path_or_without_a_usable_row_is_refused(tmp_path):
     recipe, run = open_run(tmp_path, source="file")
     with pytest.raises(DataError, match="data.path is empty"):

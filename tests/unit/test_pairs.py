@@ -242,6 +242,18 @@ def test_notes_without_a_rejected_side_are_counted_and_none_at_all_is_an_error(t
         build(tmp_path / "none", {"pairs.origin": "twin"})
 
 
+def test_pairs_that_would_be_cut_are_refused_before_anything_is_written(tmp_path):
+    def lengthen(frame):
+        return frame.assign(rejected=frame["reference"] * 9)
+
+    settings = {"pairs.origin": "given"}
+    with pytest.raises(DataError, match=r"12 pairs \(100.0%\) exceed model.max_length of 160"):
+        build(tmp_path / "a", settings, lengthen)
+    assert not (tmp_path / "a" / "run" / "pairs").exists()
+    result, _, _ = build(tmp_path / "b", settings | {"data.max_cut_share": 1}, lengthen)
+    assert result.notes["cuts"]["cut"] == 12
+
+
 def test_a_result_is_read_back_and_max_pairs_keeps_the_first(tmp_path):
     all_rows = build(tmp_path / "all", {"pairs.origin": "perturbed"})[1]
     settings = {"pairs.origin": "perturbed", "pairs.max_pairs": 5}
