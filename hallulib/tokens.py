@@ -74,8 +74,7 @@ def count_equal_after_cut(
     equal = 0
     for (chosen, rejected), left in zip(sides, room.tolist(), strict=True):
         ids = tokenizer([chosen, rejected], add_special_tokens=False, verbose=False)["input_ids"]
-        fits = max(len(ids[0]), len(ids[1])) + 1 <= left
-        equal += not fits and ids[0][: max(left, 0)] == ids[1][: max(left, 0)]
+        equal += ids[0][: max(left, 0)] == ids[1][: max(left, 0)]
     return equal
 
 

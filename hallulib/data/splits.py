@@ -43,13 +43,10 @@ class GroupPool:
         self.members: dict[str, list[tuple[int, Row]]] = {}
         self.references: Counter[str] = Counter()
         self.total = 0
-        self.ceiling = math.inf
         self._heap: list[tuple[float, str]] = []
 
     def add(self, order: float, place: int, row: Row) -> None:
-        """Take a row, unless its group comes too late; may let later groups go."""
-        if order >= self.ceiling:
-            return
+        """Take a row, and let the last groups go that are no longer needed, maybe its own."""
         group = row["group_id"]
         if group not in self.members:
             self.members[group] = []
@@ -58,8 +55,7 @@ class GroupPool:
         self.references[group] += bool(row["reference"])
         self.total += bool(row["reference"])
         while self.total - self.references[self._heap[0][1]] >= self.limit:
-            negative, last = heapq.heappop(self._heap)
-            self.ceiling = -negative
+            _, last = heapq.heappop(self._heap)
             self.total -= self.references.pop(last, 0)
             del self.members[last]
 

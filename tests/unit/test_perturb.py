@@ -15,7 +15,7 @@ from hallulib.clinic.facts import check
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
 from hallulib.detectors import Source, get_detector
-from hallulib.perturb import KINDS, choose_edits, find_edits
+from hallulib.perturb import KINDS, MOST_SURPLUS, choose_edits, find_edits
 from hallulib.perturb.edits import is_stated
 
 pytestmark = pytest.mark.unit
@@ -160,6 +160,22 @@ def test_length_does_not_tell_which_side_is_wrong():
     assert abs(sum(words)) <= 20  # of more than 20,000 words
     longer, shorter = (sum(sign * w > 0 for w in words) for sign in (1, -1))
     assert 0.4 < (longer + (len(words) - longer - shorter) / 2) / len(words) < 0.6
+
+
+def test_of_several_edits_the_one_is_taken_that_evens_out_the_lengths():
+    for note in NOTES[:40]:
+        text = write_summary(note.facts)
+        (edit,) = choose_edits([(note.id, text, note.text)], seed=0, count=len).values()
+        others = find_edits(text, note.text, random.Random(f"perturb-0-{note.id}"))[edit.kind]
+        growth = abs(edit.measure_growth(len))
+        assert growth == min(abs(other.measure_growth(len)) for other in others)
+
+
+def test_texts_that_could_only_grow_are_left_out_once_the_wrong_sides_are_longer():
+    texts = [(str(i), "He sleeps.", "He sleeps.") for i in range(50)]
+    edits = choose_edits(texts, seed=0, count=lambda text: len(text.split()))
+    grown = sum(edit.measure_growth(lambda text: len(text.split())) for edit in edits.values())
+    assert 0 < len(edits) < 10 and grown < MOST_SURPLUS + 8
 
 
 def test_an_edit_describes_itself_and_has_a_place_in_the_taxonomy():
