@@ -7,6 +7,7 @@ splits have changed over time. Source: arXiv 2504.08596 and the data sets' cards
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ TASKS = {
     "inference": ("mednli",),
 }
 NEEDED = ("id", "context", "statement", "label", "inner_id", "source")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -78,7 +80,7 @@ def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, dict[str
     The rows stay in Arrow on disk, so a million of them cost no memory.
     """
     splits, origin["revision"] = _load_hub(path)
-    origin["splits"] = {name: len(split) for name, split in splits.items()}
+    origin["hub_splits"] = {name: len(split) for name, split in splits.items()}
     number = 0
     for name, split in splits.items():
         missing = [column for column in NEEDED if column not in split.column_names]
@@ -94,7 +96,10 @@ def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, dict[str
 
 
 def _load_hub(path: str) -> tuple[dict[str, Any], str]:
-    """The splits of a folder or of a hub id, and the commit that was read ("" for a folder)."""
+    """The splits of a folder or of a hub id, and the commit that was read ("" for a folder).
+
+    A pinned commit that was read before is read from the cache, without the network.
+    """
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
@@ -103,8 +108,10 @@ def _load_hub(path: str) -> tuple[dict[str, Any], str]:
     try:
         if folder.is_dir():
             return load_dataset(str(folder)), ""
-        commit = HfApi().dataset_info(name, revision=revision or None).sha
-        return load_dataset(name, revision=commit), commit
+        if not _COMMIT.fullmatch(revision):
+            revision = HfApi().dataset_info(name, revision=revision or None).sha
+            print(f"data: reading {name} at {revision}; pin it with data.path={name}@{revision}")
+        return load_dataset(name, revision=revision), revision
     except Exception as error:  # datasets raises many kinds: offline, unknown, gated, malformed
         raise DataError(
             f"the data set {name!r} could not be loaded ({type(error).__name__}: {error})",

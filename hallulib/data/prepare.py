@@ -80,7 +80,7 @@ def load_splits(recipe: Recipe, run: Run) -> tuple[Splits, dict[str, Any]]:
     """Return (split -> rows, where they are from) of the recipe's source.
 
     The second is {dropped: reason -> count, merged_groups, largest_group} and, from the hub,
-    {revision, splits_found}.
+    {revision, hub_splits}.
     """
     data = recipe.data
     if data.source != "file" and (data.columns or data.encoding != "auto"):

@@ -119,7 +119,7 @@ def test_splits_that_changed_over_time_are_recognised_and_reported(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     rows, _, origin = load(write_hub_folder(tmp_path / "hub", splits, **more))
     assert len(rows) == 8 and "LEAK" not in json.dumps(rows)
-    assert origin["splits"] == splits
+    assert origin["hub_splits"] == splits
 
 
 def test_a_hub_table_of_another_schema_is_refused_with_its_columns(tmp_path, monkeypatch):
@@ -130,7 +130,9 @@ def test_a_hub_table_of_another_schema_is_refused_with_its_columns(tmp_path, mon
         load(tmp_path / "hub")
 
 
-def test_the_hub_is_read_at_the_pinned_commit_and_the_audit_learns_which(monkeypatch, tmp_path):
+def test_the_hub_is_read_at_the_pinned_commit_and_one_that_is_not_pinned_is_told(
+    monkeypatch, capsys
+):
     import datasets
     import huggingface_hub
 
@@ -139,7 +141,7 @@ def test_the_hub_is_read_at_the_pinned_commit_and_the_audit_learns_which(monkeyp
     class Api:
         def dataset_info(self, name, revision):
             asked.append((name, revision))
-            return type("Info", (), {"sha": "c0ffee" if revision is None else revision})
+            return type("Info", (), {"sha": "c0ffee"})
 
     def load_dataset(name, revision):
         asked.append((name, revision))
@@ -147,10 +149,12 @@ def test_the_hub_is_read_at_the_pinned_commit_and_the_audit_learns_which(monkeyp
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load("GM07/medhal@abc123")[2]["revision"] == "abc123"
-    assert load("GM07/medhal")[2]["revision"] == "c0ffee"
-    assert asked[0] == asked[1] == ("GM07/medhal", "abc123")
-    assert asked[3] == ("GM07/medhal", "c0ffee")
+    commit = "0123456789" * 4
+    assert load(f"GM07/medhal@{commit}")[2]["revision"] == commit
+    assert asked == [("GM07/medhal", commit)]  # a pinned commit asks nothing of the network
+    assert load("GM07/medhal@v2")[2]["revision"] == "c0ffee"
+    assert asked[1:] == [("GM07/medhal", "v2"), ("GM07/medhal", "c0ffee")]
+    assert "pin it with data.path=GM07/medhal@c0ffee" in capsys.readouterr().out
 
 
 # --- twins -----------------------------------------------------------------------------------
@@ -184,6 +188,15 @@ def test_a_false_statement_is_used_once_and_never_equals_the_true_one():
 
 
 # --- as a stage ------------------------------------------------------------------------------
+
+
+def test_the_audit_tells_the_splits_that_the_hub_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = write_hub_folder(tmp_path / "hub", {"train": 90, "val": 20, "test": 20})
+    recipe, run = open_run(tmp_path, source="medhal", path=str(folder))
+    result = prepare_data(recipe, run)
+    assert result.audit["hub_splits"] == {"train": 90, "val": 20, "test": 20}
+    assert set(result.audit["splits"]) == set(SPLITS)
 
 
 def test_medhal_becomes_splits_with_twins_and_every_row_is_accounted_for(tmp_path):
