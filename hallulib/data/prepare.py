@@ -83,22 +83,11 @@ def load_splits(recipe: Recipe, run: Run) -> tuple[Splits, dict[str, Any]]:
     {revision, hub_splits}.
     """
     data = recipe.data
-    if data.source != "file" and (data.columns or data.encoding != "auto"):
-        raise DataError(
-            f"data.columns and data.encoding are for your own file, and data.source is "
-            f"{data.source!r}",
-            "set data.source=file, or leave them out",
-        )
+    _check_source(data)
     if data.source == "clinic":
         return make_clinic_splits(recipe, run.path("data/medhal"))
-    if not data.path:
-        raise DataError(
-            f"data.source is {data.source!r}, but data.path is empty",
-            "set data.path to a .csv, .jsonl or .parquet file"
-            + (" or to a hub id such as GM07/medhal" if data.source == "medhal" else ""),
-        )
     dropped: Counter[str] = Counter()
-    origin: dict[str, Any] = {"dropped": dropped}
+    origin: dict[str, Any] = {}
     sizes = {name: getattr(data, f"{name}_size") for name in SPLITS}
     rows = _leave_out_long_rows(_stream_rows(data, dropped, origin), data.max_chars, dropped)
     drawn = draw_rows(rows, sizes, recipe.seed, dropped)
@@ -115,6 +104,22 @@ def load_splits(recipe: Recipe, run: Run) -> tuple[Splits, dict[str, Any]]:
     splits = split_rows(drawn, sizes, recipe.seed)
     dropped["beyond_the_sizes"] += len(drawn) - sum(map(len, splits.values()))
     return splits, origin | {"dropped": dict(+dropped)}
+
+
+def _check_source(data: DataSection) -> None:
+    """Raise DataError where a setting would be passed over in silence, or a path is missing."""
+    if data.source != "file" and (data.columns or data.encoding != "auto"):
+        raise DataError(
+            f"data.columns and data.encoding are for your own file, and data.source is "
+            f"{data.source!r}",
+            "set data.source=file, or leave them out",
+        )
+    if data.source != "clinic" and not data.path:
+        raise DataError(
+            f"data.source is {data.source!r}, but data.path is empty",
+            "set data.path to a .csv, .jsonl or .parquet file"
+            + (" or to a hub id such as GM07/medhal" if data.source == "medhal" else ""),
+        )
 
 
 def _stream_rows(
