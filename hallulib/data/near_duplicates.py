@@ -7,6 +7,7 @@ proposes pairs without comparing all with all, and each proposal is checked exac
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections import Counter
@@ -67,7 +68,8 @@ def merge_near_duplicates(
     that went into another one, largest_group: rows}).
     """
     first_place = {row["group_id"]: place for place, row in reversed(list(enumerate(rows)))}
-    unique = list({hash_context(row["context"]): row for row in reversed(rows)}.values())[::-1]
+    firsts = {hash_context(row["context"]): row for row in reversed(rows)}
+    unique = list(firsts.values())[::-1]
     leader: dict[str, str] = {}
 
     def find_leader(group: str) -> str:
@@ -75,8 +77,10 @@ def merge_near_duplicates(
             group = leader[group]
         return group
 
-    for i, j, _ in find_near_duplicates([row["context"] for row in unique], threshold):
-        pair = {find_leader(unique[i]["group_id"]), find_leader(unique[j]["group_id"])}
+    same = ((row, firsts[hash_context(row["context"])]) for row in rows)
+    near = find_near_duplicates([row["context"] for row in unique], threshold)
+    for a, b in itertools.chain(same, ((unique[i], unique[j]) for i, j, _ in near)):
+        pair = {find_leader(a["group_id"]), find_leader(b["group_id"])}
         if len(pair) == 2:
             early, late = sorted(pair, key=first_place.__getitem__)
             leader[late] = early

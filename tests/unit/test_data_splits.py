@@ -151,6 +151,13 @@ def test_patients_of_two_notes_that_are_nearly_alike_become_one_group():
     assert groups == ["patient-0", "patient-1", "patient-0", "patient-0"]
 
 
+def test_the_very_same_note_under_two_group_ids_is_one_group():
+    rows = [row | {"group_id": row["id"]} for row in note_rows([make_text(1)] * 2 + [make_text(2)])]
+    merged, counts = merge_near_duplicates(rows, 0.8)
+    assert [row["group_id"] for row in merged] == ["0", "0", "2"]
+    assert counts["merged_groups"] == 1
+
+
 def test_a_near_duplicate_across_splits_is_a_leak_and_one_within_a_split_is_not():
     text = make_text(1, 100)
     rows = note_rows([text, change_words(text, 1), make_text(2)])
