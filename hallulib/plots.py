@@ -71,15 +71,18 @@ def plot_source_gap(
 
 
 def plot_token_histogram(audit: Mapping[str, Any], split: str = "train") -> Figure:
-    """Tokens per row of a split of audit.json: prompt, reference and both, against max_length."""
+    """Tokens per row of a split of audit.json: prompt, reference (the chosen side), rejected side
+    where there is one, and prompt + reference, against max_length."""
     figure, (axis,) = _new_figure(height=3.6)
     histogram = audit["splits"][split]["histogram"]
     edges = np.array(histogram["edges"])
-    for name, colour in (("prompt", BLUE), ("reference", ORANGE), ("total", GREY)):
-        axis.stairs(histogram[name], edges, color=colour, fill=name != "total", alpha=0.75,
-                    linewidth=2, label=name)  # fmt: skip
+    names = [("prompt", BLUE, "-"), ("reference", ORANGE, "-")]
+    names += [("rejected", RED, ":")] if sum(histogram["rejected"]) else []
+    for name, colour, line in [*names, ("total", GREY, "-")]:
+        axis.stairs(histogram[name], edges, color=colour, fill=name in ("prompt", "reference"),
+                    alpha=0.75, linewidth=2, linestyle=line, label=name)  # fmt: skip
     axis.axvline(audit["max_length"], color=RED, linestyle="--", label="max_length")
-    axis.set_xlabel("tokens")
+    axis.set_xlabel("tokens (the last bar holds all longer rows)")
     axis.set_ylabel("rows")
     axis.legend()
     return _finish(figure, f"How long the {split} rows are")

@@ -40,9 +40,27 @@ class LoraSection(Section):
     target_modules: str | list[str] = field("all-linear", "layers that get an adapter")
 
 
+Column = Literal[
+    "id", "group_id", "context", "prompt", "reference", "chosen", "rejected", "messages"
+]  # fmt: skip
+Task = Literal[
+    "summarisation", "information_extraction", "question_answering", "inference"
+]  # fmt: skip
+
+
 class DataSection(Section):
     source: Literal["clinic", "medhal", "file"] = field("clinic", "where the rows come from")
-    path: str = field("", "file or hub id for medhal and file; unused for clinic")
+    path: str = field("", "a file; for medhal also a folder or a hub id, as name@commit")
+    columns: dict[Column, str] = field({}, "your file's column names: {context: dialogue, ...}")
+    encoding: str = field("auto", "of a csv or json file; auto = UTF-8, or what its BOM says")
+    tasks: list[Task] = field(["summarisation", "information_extraction"], "MedHal's tasks to use")
+    max_chars: int = field(0, "leave out longer prompts (in characters); 0 = none", ge=0)
+    near_duplicates: float = field(
+        0.8, "overlap from which two notes are one group; 0 = off", ge=0, le=1
+    )
+    max_cut_share: float = field(
+        0.05, "refuse when more training rows than this exceed model.max_length", ge=0, le=1
+    )
     prompt_template: str = field("Summarise the note.\n\n{context}", "prompt around the note")
     train_size: int = field(3000, "training notes", ge=1)
     validation_size: int = field(200, "validation notes", ge=1)
@@ -67,8 +85,14 @@ class SftSection(Section):
 
 
 class PairsSection(Section):
-    origin: Literal["sampled", "perturbed", "twin"] = field("sampled", "how pairs are made")
-    notes: int = field(640, "training notes to sample from", ge=1)
+    origin: Literal["sampled", "perturbed", "twin", "given"] = field(
+        "sampled", "who writes the rejected side: the policy, a rule, MedHal, or your own file"
+    )
+    notes: int = field(640, "training notes to make pairs from", ge=1)
+    max_pairs: int = field(0, "keep the pairs of the first notes only; 0 = all", ge=0)
+    check_references: bool = field(
+        True, "perturbed, twin: leave out references in which the judge finds an error"
+    )
     samples_per_note: int = field(8, "summaries sampled per note", ge=2)
     temperature: float = field(1.0, "sampling temperature", gt=0)
     validation_share: float = field(0.1, "share of pairs held out for validation", gt=0, lt=1)

@@ -43,17 +43,54 @@ def exchange_fact(note: Note, seed: int) -> tuple[str, str]:
 
 
 def write_samples(folder: Path) -> None:
-    """Write the sample files that ship in data/samples: medhal.jsonl, own.csv, own.jsonl."""
+    """Write the sample files that ship in data/samples, one for each form that the loader reads."""
     notes = make_notes(30, seed=0, missing_rate=0.2, prefix="sample")
     rows = [{"context": n.text, "reference": write_reference(n, 0, 0.85)} for n in notes]
     medhal = export_medhal_rows(notes[:10], seed=0, fill_rate=0.85)
-    for name, lines in (("medhal", medhal), ("own", rows)):
+    chats = [_write_chat(note) for note in notes[:6]]
+    for name, lines in (
+        ("medhal", medhal), ("own", rows), ("triplets", map(_write_triplet, notes[:6])),
+        ("trl_conversational", (_to_trl(_write_triplet(note)) for note in notes[:6])),
+        ("chats_openai", ({"messages": chat} for chat in chats)),
+    ):  # fmt: skip
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, "utf-8")
+    sharegpt = json.dumps(list(map(_to_sharegpt, chats)), indent=1, ensure_ascii=False)
+    (folder / "chats_sharegpt.json").write_text(sharegpt + "\n", "utf-8")
     with (folder / "own.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["context", "reference"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _write_triplet(note: Note) -> dict[str, str]:
+    rejected, _ = exchange_fact(note, seed=0)
+    prompt = f"Summarise the note.\n\n{note.text}"
+    return {"prompt": prompt, "chosen": write_summary(note.facts), "rejected": rejected}
+
+
+def _to_trl(triplet: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return {name: [{"role": roles[name], "content": triplet[name]}] for name in roles}
+
+
+def _write_chat(note: Note) -> list[dict[str, str]]:
+    """A question, an answer, and one more of each."""
+    age, complaint = join_values(note.facts["age"]), join_values(note.facts["complaint"])
+    texts = [
+        ("system", "You answer a colleague on the ward, in one friendly sentence."),
+        ("user", f"Why is this patient here?\n\n{note.text}"),
+        ("assistant", f"Happy to help: {complaint} is what brings the patient in."),
+        ("user", "And how old?"),
+        ("assistant", f"Of course: {age} years, as the note says."),
+    ]
+    return [{"role": role, "content": text} for role, text in texts]
+
+
+def _to_sharegpt(chat: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    said = [{"from": names[turn["role"]], "value": turn["content"]} for turn in chat]
+    return {"conversations": said}
 
 
 def _medhal_row(note: Note, row_id: str, statement: str, label: bool, explanation: str) -> dict:

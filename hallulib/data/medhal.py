@@ -1,12 +1,16 @@
 """MedHal's schema: `id, context, statement, label, explanation, inner_id, source, synthetic`.
 
 label True means factual. `explanation` gives the label away, so it is dropped as the row is read.
-Source: arXiv 2504.08596 and the data set's card.
+Variants: `GM07/medhal` (train, val, test), `-lf` (train only, one column more) and `-lf-bal`; the
+splits have changed over time. Source: arXiv 2504.08596 and the data sets' cards.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hallulib.data.files import ENDINGS, check_unique_ids, read_records, require_text
@@ -14,83 +18,109 @@ from hallulib.data.schema import build_prompt, hash_context, make_row
 from hallulib.errors import DataError
 from hallulib.paths import display_path, resolve_path
 
-# MedHal's own names: acm = information extraction, sumpubmed = summarisation. The question and
-# inference tasks (medmcqa, medqa, mednli) have no note to summarise.
-NOTE_SOURCES = ("acm", "sumpubmed", "clinic")
+Row = dict[str, str]
+# MedHal's `source` tells the task. Only the first two have a note to write from.
+TASKS = {
+    "summarisation": ("sumpubmed", "clinic"),
+    "information_extraction": ("acm",),
+    "question_answering": ("medmcqa", "medqa"),
+    "inference": ("mednli",),
+}
+NEEDED = ("id", "context", "statement", "label", "inner_id", "source")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def load_medhal_rows(
-    path: str, template: str, sources: Iterable[str] = NOTE_SOURCES
-) -> tuple[list[dict[str, str]], dict[str, int]]:
-    """Rows of the schema from MedHal: the factual statement is the reference, its context the note.
+def stream_medhal_rows(
+    path: str, template: str, tasks: Iterable[str], dropped: Counter[str], origin: dict[str, Any]
+) -> Iterator[Row]:
+    """Yield rows, one at a time: of a factual statement the reference is the statement, its context
+    the note. A non-factual one has no reference, and the statement as `rejected` (see join_twins).
 
-    path: a local .csv, .jsonl or .parquet file, or a hub id, with `@revision` where one is pinned
-    ("GM07/medhal@<commit>"). Returns (rows, dropped: reason -> count). Twins (the factual and the
-    non-factual statement of one inner_id) share a context and so a group.
-    Raises DataError naming file, row and column.
+    path: a local file, a folder in the hub's layout, or a hub id, with `@revision` where one is
+    pinned ("GM07/medhal@<commit>"). Rows left out are counted in `dropped` by reason; `origin`
+    learns the splits found and the revision. Raises DataError naming file, row and column.
     """
-    wanted = set(sources)
-    rows: list[dict[str, str]] = []
-    dropped = {"other_task": 0, "no_context": 0, "not_factual": 0, "blank_statement": 0}
-    for number, record in read_medhal(path):
-        reason = _find_reason_to_drop(record, wanted, path, number)
-        if reason:
-            dropped[reason] += 1
+    sources = {source for task in tasks for source in TASKS[task]}
+    rows = _stream_rows(path, template, sources, dropped, origin)
+    return check_unique_ids(rows, path)
+
+
+def _stream_rows(path, template, sources, dropped, origin) -> Iterator[Row]:
+    for number, record in read_medhal(path, origin):
+        if require_text(record, "source", path, number) not in sources:
+            dropped["other_task"] += 1
             continue
         context = read_context(record, path, number)
         statement = require_text(record, "statement", path, number).strip()
+        factual = read_label(record, path, number)
+        if not context or not statement:
+            dropped["blank_statement" if context else "no_context"] += 1
+            continue
         row = make_row(
             require_text(record, "id", path, number), hash_context(context), record["source"],
-            build_prompt(template, context), statement, context,
+            build_prompt(template, context), statement if factual else "", context,
+            "" if factual else statement,
         )  # fmt: skip
-        rows.append(row)
-    check_unique_ids(rows, path)
-    return rows, dropped
+        yield row | {"inner_id": require_text(record, "inner_id", path, number)}
 
 
-def _find_reason_to_drop(
-    record: dict[str, Any], wanted: set[str], path: str, number: int
-) -> str | None:
-    if require_text(record, "source", path, number) not in wanted:
-        return "other_task"
-    if not read_context(record, path, number):
-        return "no_context"
-    if not read_label(record, path, number):
-        return "not_factual"
-    return None if require_text(record, "statement", path, number).strip() else "blank_statement"
-
-
-def read_medhal(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (row number, record without `explanation`) from a local file or from the hub."""
+def read_medhal(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row number, record without `explanation`) from a local file, a folder or the hub."""
     is_file = path.lower().endswith(ENDINGS)
-    records = read_records(resolve_path(path)) if is_file else _read_hub(path)
+    records = read_records(resolve_path(path)) if is_file else _read_hub(path, origin)
     for number, record in records:
         record.pop("explanation", None)
         yield number, record
 
 
-def _read_hub(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    from datasets import load_dataset
+def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All splits, whatever they are called: the group decides ours, and theirs may cut through one.
 
+    The rows stay in Arrow on disk, so a million of them cost no memory.
+    """
+    splits, origin["revision"] = _load_hub(path)
+    origin["hub_splits"] = {name: len(split) for name, split in splits.items()}
+    number = 0
+    for name, split in splits.items():
+        missing = [column for column in NEEDED if column not in split.column_names]
+        if missing:
+            raise DataError(
+                f"{path}, split {name!r}: no column {missing[0]!r} "
+                f"(there are: {', '.join(split.column_names)})",
+                "this is not MedHal's schema; name another revision, or use data.source file",
+            )
+        for record in split.select_columns(list(NEEDED)):
+            number += 1
+            yield number, record
+
+
+def _load_hub(path: str) -> tuple[dict[str, Any], str]:
+    """The splits of a folder or of a hub id, and the commit that was read ("" for a folder).
+
+    A pinned commit that was read before is read from the cache, without the network.
+    """
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    folder = resolve_path(path)
     name, _, revision = path.partition("@")
     try:
-        # Arrow on disk: a million rows cost no memory. All splits: the group decides ours.
-        splits = load_dataset(name, revision=revision or None)
+        if folder.is_dir():
+            return load_dataset(str(folder)), ""
+        if not _COMMIT.fullmatch(revision):
+            revision = HfApi().dataset_info(name, revision=revision or None).sha
+            print(f"data: reading {name} at {revision}; pin it with data.path={name}@{revision}")
+        return load_dataset(name, revision=revision), revision
     except Exception as error:  # datasets raises many kinds: offline, unknown, gated, malformed
         raise DataError(
             f"the data set {name!r} could not be loaded ({type(error).__name__}: {error})",
-            "check the name and the network, or give a local .parquet, .csv or .jsonl file "
-            "as data.path",
+            "check the name, the revision and the network, or give a local .parquet, .csv or "
+            ".jsonl file, or a folder of them, as data.path",
         ) from error
-    number = 0
-    for split in splits.values():
-        for record in split:
-            number += 1
-            yield number, dict(record)
 
 
-def read_context(record: dict[str, Any], path: str, row: int) -> str:
+def read_context(record: dict[str, Any], path: str | Path, row: int) -> str:
     """The note of a MedHal record; None, 'None' and '' alike mean that there is none ("")."""
     if record.get("context") is None and "context" in record:
         return ""
@@ -98,7 +128,7 @@ def read_context(record: dict[str, Any], path: str, row: int) -> str:
     return "" if context == "None" else context
 
 
-def read_label(record: dict[str, Any], path: str, row: int) -> bool:
+def read_label(record: dict[str, Any], path: str | Path, row: int) -> bool:
     """True = factual. A CSV writes the label as text, so 'True', 'false', '1' and '0' are read."""
     value = record.get("label")
     if isinstance(value, bool):
@@ -110,3 +140,51 @@ def read_label(record: dict[str, Any], path: str, row: int) -> bool:
             "label is True for a factual statement and False otherwise",
         )
     return label
+
+
+def join_twins(rows: Iterable[Row], dropped: Counter[str]) -> list[Row]:
+    """Give each factual row its non-factual twin as `rejected`: same inner_id, same context.
+
+    Where there are several, those are matched first that share most words. What is left over
+    among the non-factual is counted in `dropped`, and the rows keep their order.
+    """
+    rows = list(rows)
+    families: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        families[hash_context(row["context"]), row["inner_id"]].append(row)
+    twins: dict[str, str] = {}
+    for family in families.values():
+        factual = [row for row in family if row["reference"]]
+        false = [row for row in family if not row["reference"]]
+        matched = _match_twins(factual, false)
+        twins |= matched
+        dropped["not_factual_without_twin"] += len(false) - len(matched)
+    dropped["not_factual_twin"] += len(twins)
+    return [
+        {name: value for name, value in row.items() if name != "inner_id"}
+        | {"rejected": twins.get(row["id"], "")}
+        for row in rows
+        if row["reference"]
+    ]
+
+
+def _match_twins(factual: list[Row], false: list[Row]) -> dict[str, str]:
+    """id of a factual row -> statement of its twin; each statement is used once."""
+    shared = [
+        (-_measure_overlap(a["reference"], b["rejected"]), a["id"], b["id"], b["rejected"])
+        for a in factual
+        for b in false
+        if a["reference"] != b["rejected"]
+    ]
+    matched: dict[str, str] = {}
+    used: set[str] = set()
+    for _, true_id, false_id, statement in sorted(shared):
+        if true_id not in matched and false_id not in used:
+            matched[true_id] = statement
+            used.add(false_id)
+    return matched
+
+
+def _measure_overlap(a: str, b: str) -> float:
+    left, right = set(a.lower().split()), set(b.lower().split())
+    return len(left & right) / len(left | right)

@@ -16,22 +16,24 @@ from hallulib.errors import DataError
 from hallulib.paths import display_path
 
 SPLITS = ("train", "validation", "test")
-# style_group is "seen", "held_out" or "" (unknown); facts is JSON, "" where they are not known
+# style_group is "seen", "held_out" or "" (unknown); facts is JSON, "" where they are not known;
+# rejected is a worse completion that came with the row (a non-factual twin), "" where none did
 COLUMNS = (
     "id", "group_id", "source", "prompt", "reference", "split", "context", "style", "style_group",
-    "facts",
+    "facts", "rejected",
 )  # fmt: skip
 _SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 
 
 def make_row(
-    row_id: str, group_id: str, source: str, prompt: str, reference: str, context: str
+    row_id: str, group_id: str, source: str, prompt: str, reference: str, context: str,
+    rejected: str = "",
 ) -> dict[str, str]:
     """Return a row of the schema; split, style and facts stay empty until they are known."""
     row = dict.fromkeys(COLUMNS, "")
     return row | {
         "id": row_id, "group_id": group_id, "source": source, "prompt": prompt,
-        "reference": reference, "context": context,
+        "reference": reference, "context": context, "rejected": rejected,
     }  # fmt: skip
 
 

@@ -143,7 +143,10 @@ def test_medhal_rows_come_in_pairs_of_true_and_false_with_its_columns():
     assert all(a["inner_id"] == b["inner_id"] for a, b in zip(rows[::2], rows[1::2], strict=True))
 
 
-@pytest.mark.parametrize("name", ["medhal.jsonl", "own.csv", "own.jsonl"])
+@pytest.mark.parametrize("name", [
+    "medhal.jsonl", "own.csv", "own.jsonl", "triplets.jsonl", "trl_conversational.jsonl",
+    "chats_openai.jsonl", "chats_sharegpt.json",
+])  # fmt: skip
 def test_the_samples_that_ship_are_those_the_code_writes(tmp_path, name):
     write_samples(tmp_path)
     shipped = project_root() / "data" / "samples" / name

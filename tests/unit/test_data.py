@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from data_factory import TEMPLATE, make_text, open_run, write_jsonl
 
-from hallulib.clinic.base_model import build_tokenizer
-from hallulib.clinic.notes import make_notes
 from hallulib.clinic.styles import HELD_OUT_STYLE
 from hallulib.data import COLUMNS, SPLITS, load_data_result, prepare_data, read_facts
-from hallulib.data.audit import audit_splits
-from hallulib.data.files import load_own_rows, read_records
-from hallulib.data.medhal import load_medhal_rows, read_medhal
-from hallulib.data.schema import build_prompt, hash_context, make_row
-from hallulib.data.splits import choose_split, find_leaks, split_rows
+from hallulib.data.audit import audit_splits, find_damage, refuse_cut_rows, tabulate_audit
+from hallulib.data.schema import build_prompt, make_row
+from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError
-from hallulib.recipe import load_recipe
 from hallulib.run import Run
+from hallulib.tokens import count_equal_after_cut, describe_cuts, describe_length_bias
 
 pytestmark = pytest.mark.unit
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
-TEMPLATE = "Summarise the note.\n\n{context}"
 
 
 @pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    build_tokenizer(make_notes(60, seed=1), vocab_size=512).save_pretrained(folder)
-    return folder
-
-
-def open_run(tmp_path, tokenizer_dir, **data):
-    sizes = {"train_size": 60, "validation_size": 12, "test_size": 21}
-    model = {"name_or_path": str(tokenizer_dir)}
-    recipe = load_recipe("tiny-cpu", {"model": model, "data": sizes | data})
-    return recipe, Run.open(tmp_path / "run", recipe)
-
-
-@pytest.fixture(scope="module")
-def clinic(tmp_path_factory, tokenizer_dir):
-    recipe, run = open_run(tmp_path_factory.mktemp("clinic"), tokenizer_dir)
+def clinic(tmp_path_factory):
+    recipe, run = open_run(tmp_path_factory.mktemp("clinic"))
     return recipe, run, prepare_data(recipe, run)
-
-
-def write_file(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def medhal_record(**changes) -> dict:
-    return {
-        "id": "1", "context": "A note.", "statement": "A summary.", "label": True,
-        "explanation": "LEAK The statement is factual.", "inner_id": "g1", "source": "acm",
-        "synthetic": False,
-    } | changes  # fmt: skip
-
-
-def write_jsonl(path: Path, records: list[dict]) -> Path:
-    return write_file(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 # --- the clinic -----------------------------------------------------------------------------
@@ -125,236 +86,162 @@ def test_the_result_of_a_finished_stage_is_read_back_and_not_made_again(clinic, 
     assert load_data_result(run).counts == first.counts
 
 
-def test_the_same_recipe_gives_the_same_rows_and_another_seed_gives_others(
-    clinic, tmp_path, tokenizer_dir
-):
+def test_the_same_recipe_gives_the_same_rows_and_another_seed_gives_others(clinic, tmp_path):
     _, _, first = clinic
-    recipe, run = open_run(tmp_path / "a", tokenizer_dir)
+    recipe, run = open_run(tmp_path / "a")
     assert prepare_data(recipe, run).read("test") == first.read("test")
     other = recipe.model_copy(update={"seed": 1})
     changed = prepare_data(other, Run.open(tmp_path / "b", other)).read("test")
     assert not {row["context"] for row in changed} & {row["context"] for row in first.read("test")}
 
 
-# --- MedHal ---------------------------------------------------------------------------------
-
-
-def test_medhal_none_the_word_none_and_empty_contexts_are_alike(tmp_path):
-    contexts = [None, "None", "", "  ", "A note."]
-    records = [medhal_record(id=str(i), context=c) for i, c in enumerate(contexts)]
-    rows, dropped = load_medhal_rows(str(write_jsonl(tmp_path / "m.jsonl", records)), TEMPLATE)
-    assert [row["id"] for row in rows] == ["4"]
-    assert dropped["no_context"] == 4
-
-
-def test_medhal_keeps_the_factual_summaries_and_counts_the_rest(tmp_path):
-    records = [
-        medhal_record(id="a"), medhal_record(id="b", label=False),
-        medhal_record(id="c", source="medqa"), medhal_record(id="d", statement=" "),
-        medhal_record(id="e", source="sumpubmed", context="Another note."),
-    ]  # fmt: skip
-    rows, dropped = load_medhal_rows(str(write_jsonl(tmp_path / "m.jsonl", records)), TEMPLATE)
-    assert [row["id"] for row in rows] == ["a", "e"]
-    assert dropped == {"not_factual": 1, "other_task": 1, "blank_statement": 1, "no_context": 0}
-    assert rows[0]["reference"] == "A summary."
-    assert rows[0]["group_id"] != rows[1]["group_id"]
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_medhal_reads_the_same_from_every_format_and_never_the_explanation(tmp_path, ending):
-    notes = [f'Note "{i}",\nline' for i in range(3)]
-    records = [medhal_record(id=str(i), label=i != 1, context=n) for i, n in enumerate(notes)]
-    path = tmp_path / f"m.{ending}"
-    frame = pd.DataFrame(records)
-    if ending == "csv":
-        frame.to_csv(path, index=False)
-    elif ending == "parquet":
-        frame.to_parquet(path)
-    else:
-        write_jsonl(path, records)
-    rows, dropped = load_medhal_rows(str(path), TEMPLATE)
-    assert [row["id"] for row in rows] == ["0", "2"] and dropped["not_factual"] == 1
-    assert rows[0]["context"] == 'Note "0",\nline'
-    assert "LEAK" not in json.dumps(rows)
-    assert all("explanation" not in record for _, record in read_medhal(str(path)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [({"label": "perhaps"}, "column 'label': 'perhaps'"), ({"label": None}, "column 'label': None"),
-     ({"statement": None}, "column 'statement': None"), ({"source": 3}, "column 'source': 3")],
-)  # fmt: skip
-def test_a_bad_medhal_cell_is_named_by_file_row_and_column(tmp_path, changes, words):
-    path = write_jsonl(tmp_path / "m.jsonl", [medhal_record(), medhal_record(id="2", **changes)])
-    with pytest.raises(DataError, match=rf"m\.jsonl, row 2, {words}"):
-        load_medhal_rows(str(path), TEMPLATE)
-
-
-# --- anybody's files ------------------------------------------------------------------------
-
-
-def test_own_rows_come_from_context_or_prompt_columns(tmp_path):
-    text = "context,reference\n\"A note, with\nlines\", Short. \nOther,Text\n"
-    rows, _ = load_own_rows(write_file(tmp_path / "a.csv", "\ufeff" + text), TEMPLATE)
-    assert rows[0]["prompt"] == "Summarise the note.\n\nA note, with\nlines"
-    assert rows[0]["reference"] == "Short."
-    path = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "Do it.", "reference": "Done."}])
-    ((row,), _) = load_own_rows(path, TEMPLATE)
-    assert row["prompt"] == "Do it." and row["group_id"] == hash_context("do  IT.")
-
-
-def test_blank_cells_of_own_rows_are_dropped_and_counted(tmp_path):
-    path = write_file(tmp_path / "a.csv", "context,reference\nA,b\nB,\n ,c\n")
-    rows, dropped = load_own_rows(path, TEMPLATE)
-    assert len(rows) == 1
-    assert dropped == {"blank_context": 1, "blank_reference": 1}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.csv", "", "has no rows"),
-        ("a.csv", "context,reference\n", "has no rows"),
-        ("a.jsonl", "\n\n", "has no rows"),
-        ("a.csv", "text,summary\na,b\n", "row 1: no column 'context' .*text, summary"),
-        ("a.csv", "context,reference\na,b\na,b,c\n", "row 2: more fields"),
-        ("a.csv", "context,reference\na,b\na\n", "row 2: fewer fields"),
-        ("a.jsonl", '{"context": "a", "reference": "b"}\n{"context": \n', "line 2: not JSON"),
-        ("a.jsonl", '["a"]\n', "line 1: list, not an object"),
-        ("a.jsonl", '{"context": null, "reference": "b"}\n', "row 1, column 'context': None"),
-        ("a.jsonl", '{"context": NaN, "reference": "b"}\n', "row 1, column 'context': nan"),
-        ("a.jsonl", '{"context": "a", "reference": 7}\n', "row 1, column 'reference': 7"),
-        ("a.txt", "a", "is not a file this course reads"),
-        ("a.parquet", "no parquet", "is not a parquet file"),
-    ],
-)
-def test_bad_files_are_refused_with_the_place(tmp_path, name, content, words):
-    with pytest.raises(DataError, match=words):
-        load_own_rows(write_file(tmp_path / name, content), TEMPLATE)
-
-
-def test_nan_in_parquet_a_missing_file_latin1_and_double_ids_are_refused(tmp_path):
-    frame = pd.DataFrame({"context": ["a", None], "reference": ["b", "c"]})
-    frame.to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet, row 2, column 'context'"):
-        load_own_rows(tmp_path / "a.parquet", TEMPLATE)
-    with pytest.raises(DataError, match="there is no file"):
-        load_own_rows(tmp_path / "none.csv", TEMPLATE)
-    (tmp_path / "l.csv").write_bytes("context,reference\ncaf\xe9,b\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
-        load_own_rows(tmp_path / "l.csv", TEMPLATE)
-    path = write_file(tmp_path / "d.csv", "id,context,reference\n1,a,b\n1,c,d\n")
-    with pytest.raises(DataError, match="'1' occurs twice"):
-        load_own_rows(path, TEMPLATE)
-
-
-def test_a_template_without_a_place_for_the_note_is_refused():
-    with pytest.raises(DataError, match="no place for the note"):
-        build_prompt("Summarise.", "a note")
-    assert build_prompt("{context} {x}", "{braces}") == "{braces} {x}"
-
-
-def test_own_file_becomes_splits_through_the_stage(tmp_path, tokenizer_dir):
-    records = [
-        {"context": f"Note {i // 2}", "reference": f"Summary {i}", "explanation": "LEAK"}
-        for i in range(200)
-    ]
-    path = write_jsonl(tmp_path / "own.jsonl", records)
-    recipe, run = open_run(tmp_path, tokenizer_dir, source="file", path=str(path))
-    result = prepare_data(recipe, run)
-    splits = {name: result.read(name) for name in SPLITS}
-    assert find_leaks(splits, "context") == []
-    assert result.audit["references"] is None
-    assert result.audit["splits"]["train"]["duplicate_contexts"] > 0
-    assert all(row["style_group"] == "" and row["facts"] == "" for row in splits["test"])
-    assert "LEAK" not in json.dumps(splits)
-
-
-def test_a_source_without_a_path_is_refused(tmp_path, tokenizer_dir):
-    recipe, run = open_run(tmp_path, tokenizer_dir, source="file")
-    with pytest.raises(DataError, match="data.path is empty"):
-        prepare_data(recipe, run)
-    assert "data" not in run.manifest["stages"]
-
-
-# --- splits ---------------------------------------------------------------------------------
-
-
-def make_rows(groups: int, rows_per_group: int = 3) -> list[dict[str, str]]:
-    return [
-        make_row(f"{g}-{i}", f"group-{g}", "file", f"p{g}", "r", f"note {g}")
-        for g in range(groups)
-        for i in range(rows_per_group)
-    ]
-
-
-def test_splits_never_cut_through_a_group_and_keep_their_shares():
-    sizes = {"train": 700, "validation": 100, "test": 200}
-    splits = split_rows(make_rows(400), sizes, seed=7)
-    assert find_leaks(splits, "group_id") == []
-    assert len(splits["train"]) == 700 and 60 <= len(splits["validation"]) <= 100
-    small = split_rows(make_rows(100), sizes, seed=7)
-    assert 0.6 < len(small["train"]) / 300 < 0.8
-
-
-def test_adding_rows_moves_no_group_to_another_split():
-    sizes = {"train": 70, "validation": 10, "test": 20}
-    before = {f"group-{g}": choose_split(f"group-{g}", sizes, 3) for g in range(50)}
-    bigger = {name: 10 * size for name, size in sizes.items()}
-    assert all(choose_split(group, bigger, 3) == name for group, name in before.items())
-    assert any(choose_split(group, sizes, 4) != name for group, name in before.items())
-
-
-def test_too_few_groups_for_three_splits_are_refused():
-    with pytest.raises(DataError, match="too few groups"):
-        split_rows(make_rows(1), {"train": 5, "validation": 1, "test": 1}, seed=0)
+def test_every_clinic_row_has_its_twin_with_one_fact_exchanged(clinic):
+    _, _, result = clinic
+    rows = result.read("train")
+    assert all(row["rejected"] and row["rejected"] != row["reference"] for row in rows)
+    assert result.audit["splits"]["train"]["sources"] == {
+        "clinic": {"rows": 60, "cut": 0, "with_rejected": 60}
+    }
+    assert result.audit["dropped"] == {"not_factual_twin": 93}
 
 
 # --- the audit ------------------------------------------------------------------------------
 
 
+class WordTokenizer:
+    """One token per word, so that lengths can be counted by eye."""
+
+    chat_template = "yes"
+
+    def __call__(self, texts, **_):
+        return {"input_ids": [text.split() for text in texts]}
+
+    def apply_chat_template(self, messages, **_):
+        return messages[0]["content"]
+
+
+def audit(rows, max_length=22, test=()):
+    rows = [row | {"split": "train"} for row in rows]
+    test = [row | {"split": "test"} for row in test or rows[:1]]
+    return audit_splits({"train": rows, "test": test}, WordTokenizer(), max_length, 0.8)
+
+
 def test_the_audit_counts_tokens_cuts_duplicates_and_leaks():
-    class WordTokenizer:
-        chat_template = "yes"
-
-        def __call__(self, texts, add_special_tokens=True):
-            return {"input_ids": [text.split() for text in texts]}
-
-        def apply_chat_template(self, messages, **_):
-            return messages[0]["content"]
-
     lengths = [3, 3, 20, 40]
     rows = [make_row(str(i), str(i), "f", "w " * n, "a b", f"c{n}") for i, n in enumerate(lengths)]
-    audit = audit_splits({"train": rows, "test": rows[:1]}, WordTokenizer(), max_length=22)
-    train = audit["splits"]["train"]
+    found = audit(rows)
+    train = found["splits"]["train"]
     assert train["reference_tokens"] == train["reference_tokens"] | {"min": 3, "max": 3}
-    assert train["prompt_tokens"]["max"] == 40
-    assert (train["cut"], train["cut_share"], train["reference_all_cut"]) == (2, 0.5, 1)
+    assert train["prompt_tokens"]["max"] == found["prompt_tokens"]["max"] == 40
+    assert (train["cut"], train["cut_share"], train["labels_all_lost"]) == (2, 0.5, 1)
     assert (train["duplicate_contexts"], train["duplicate_references"]) == (1, 3)
-    assert audit["prompt_tokens"]["max"] == 40
-    assert (audit["group_leaks"], audit["context_leaks"]) == (1, 1)
+    assert (found["leaks"]["groups"], found["leaks"]["contexts"]) == (["0"], 1)
     assert sum(train["histogram"]["prompt"]) == 4
     assert np.diff(train["histogram"]["edges"]).min() >= 0
+    assert train["rejected_tokens"] is None and train["length_bias"] is None
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the real data are not beside the checkout")
+def test_what_a_cut_does_to_labels_and_prompts_is_counted_by_hand():
+    prompts, completions = np.array([4, 8, 12, 2]), np.array([4, 4, 4, 12])
+    assert describe_cuts(prompts, completions, max_length=10) == {
+        "cut": 3, "cut_share": 0.75,
+        "label_tokens_lost": (2 + 4 + 4) / 24,  # of 24 completion tokens
+        "labels_all_lost": 1,
+        "prompt_tokens_lost": (2 + 6 + 2) / 26,
+        "completion_too_long": 1,
+    }  # fmt: skip
+
+
+def test_two_sides_that_are_the_same_in_what_is_left_of_them_say_nothing():
+    sides = [("a b c d", "a b c x"), ("a b c d", "a x c d"), ("a b", "a c"), ("a", "b")]
+    tokenizer = WordTokenizer()
+    assert count_equal_after_cut(tokenizer, sides, np.array([3, 3, 3, 0])) == 2
+    assert count_equal_after_cut(tokenizer, sides, np.array([5, 5, 3, 2])) == 0
+
+
+def test_length_bias_is_what_a_rule_by_length_alone_would_win():
+    chosen, rejected = np.array([5, 5, 5, 5]), np.array([7, 6, 5, 4])
+    assert describe_length_bias(chosen, rejected) == {
+        "pairs": 4, "chosen_mean": 5.0, "rejected_mean": 5.5, "mean_gap": 0.5,
+        "preferred_shorter": 0.625,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("mts-dialog/training.csv", 1201), ("mts-dialog/validation.csv", 100),
-     ("mts-dialog/automatic_summaries.csv", 400), ("medec/validation.csv", 574)],
+    ("text", "finding"),
+    [("  ", "empty"), ("7 | 8 | 9 | 12.5", "not_words"), ("A cafÃ© au lait", "encoding_damage"),
+     ("It\ufffds sore", "encoding_damage"), ("pain\x00 and fever", "control_signs"),
+     ("fever &amp; chills<br/>", "markup")],
 )  # fmt: skip
-def test_real_files_are_read_whole(name, count):
-    records = [record for _, record in read_records(REAL / name)]
-    assert len(records) == count
-    assert all(not key.startswith("\ufeff") for key in records[0])
+def test_damaged_text_is_found_and_the_rows_are_named(text, finding):
+    clean = make_row("ok", "g", "f", "A note, 5 mg; naïve.", "Sümmary – “fine”.\n\tYes.", "c")
+    rows = [clean, make_row("row-2", "g", "f", "A note.", text, "c")]
+    assert find_damage(rows) == {f"reference: {finding}": {"rows": 1, "examples": ["row-2"]}}
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the real data are not beside the checkout")
-def test_mts_dialog_becomes_rows_once_its_columns_are_named(tmp_path):
-    with (REAL / "mts-dialog" / "training.csv").open(encoding="utf-8-sig") as file:
-        records = list(csv.DictReader(file))
-    named = [{"context": r["dialogue"], "reference": r["section_text"]} for r in records]
-    rows, dropped = load_own_rows(write_jsonl(tmp_path / "mts.jsonl", named), TEMPLATE)
-    assert len(rows) + sum(dropped.values()) == 1201
-    splits = split_rows(rows, {"train": 800, "validation": 100, "test": 100}, seed=0)
-    assert find_leaks(splits, "group_id") == []
+def test_identical_sides_and_references_that_copy_their_note_are_found():
+    rows = [make_row("1", "g", "f", "p", "Same.", "c", "Same.")]
+    rows += [make_row("2", "g", "f", "p", "c", "c")]
+    assert set(find_damage(rows)) == {
+        "reference and rejected: identical", "reference: copies the whole note",
+    }  # fmt: skip
+
+
+def test_the_table_of_the_audit_has_a_column_per_split_and_a_row_per_finding():
+    rows = [make_row("1", "g", "f", "p q", "Fever &lt; 39", "c", "No fever")]
+    table = tabulate_audit(audit(rows))
+    assert set(table) == {"train", "test"}
+    assert table["train"]["reference: markup"] == table["train"]["rows with a rejected side"] == 1
+
+
+def test_more_cut_rows_than_the_recipe_allows_are_refused_and_fewer_are_not():
+    rows = [make_row(str(i), str(i), "f", "w " * n, "a b", f"{n}") for i, n in enumerate([3, 40])]
+    found = audit(rows)
+    with pytest.raises(DataError, match="1 of 2 training rows .50.0%. exceed model"):
+        refuse_cut_rows(found, 0.49)
+    refuse_cut_rows(found, 0.5)
+
+
+def test_a_refused_stage_leaves_its_audit_behind_and_no_rows(tmp_path):
+    records = [{"context": make_text(i, 300), "reference": "Well."} for i in range(120)]
+    path = write_jsonl(tmp_path / "long.jsonl", records)
+    recipe, run = open_run(tmp_path, source="file", path=str(path))
+    with pytest.raises(DataError, match="data.max_cut_share"):
+        prepare_data(recipe, run)
+    assert json.loads(run.path("data/audit.json").read_text("utf-8"))["max_length"] == 640
+    assert not run.path("data/train.parquet").exists()
+    assert "data" not in run.manifest["stages"]
+
+
+def test_rows_added_to_a_file_move_no_row_to_another_split(tmp_path):
+    texts = [make_text(i, 60) for i in range(90)]
+    more = texts + [text + " again" for text in texts[::3]] + [make_text(99, 60)]
+    where = []
+    for name, part in (("before", texts), ("after", more)):
+        records = [{"id": str(i), "context": t, "reference": "Well."} for i, t in enumerate(part)]
+        path = write_jsonl(tmp_path / f"{name}.jsonl", records)
+        recipe, run = open_run(tmp_path / name, source="file", path=str(path), max_cut_share=1)
+        result = prepare_data(recipe, run)
+        where.append({row["id"]: split for split in SPLITS for row in result.read(split)})
+    both = where[0].keys() & where[1].keys()
+    assert len(both) > 40 and all(where[0][i] == where[1][i] for i in both)
+
+
+def test_near_duplicates_of_the_users_file_stay_in_one_split(tmp_path):
+    texts = [make_text(i // 3, 90) + f" visit {i}" for i in range(240)]
+    records = [{"context": text, "reference": "Well."} for text in texts]
+    path = write_jsonl(tmp_path / "near.jsonl", records)
+    splits = {}
+    for near in (0.8, 0):
+        settings = {"source": "file", "path": str(path), "near_duplicates": near}
+        recipe, run = open_run(tmp_path / str(near), max_cut_share=1, **settings)
+        result = prepare_data(recipe, run)
+        splits[near] = {name: result.read(name) for name in SPLITS}
+        assert (result.audit.get("merged_groups", 0) > 30) == bool(near)
+        assert result.audit["leaks"]["near_duplicates"] == ([] if near else None)
+    first_words = [
+        {name: {row["context"].split()[0] for row in rows} for name, rows in part.items()}
+        for part in splits.values()
+    ]
+    assert not first_words[0]["train"] & first_words[0]["test"]
+    assert first_words[1]["train"] & first_words[1]["test"]

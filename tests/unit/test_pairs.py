@@ -1,4 +1,4 @@
-"""On-policy pairs: sampled, judged, best against worst."""
+"""Pairs of every origin: sampled and judged, perturbed, twins, and the user's own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ from tiny_model import copy_sft_run, make_frame, make_recipe
 
 from hallulib.detectors import Judgement, StatementVerdict
 from hallulib.dpo import pairs as pairs_module
-from hallulib.dpo.pairs import (
-    build_judge,
-    build_pairs,
-    choose_pair,
-    draw_notes,
-    judge_sample,
-    read_candidates,
-    split_groups,
-)
-from hallulib.errors import DataError, RecipeError
+from hallulib.dpo import sampled as sampled_module
+from hallulib.dpo.pairs import build_pairs, draw_notes, load_pairs_result, split_groups
+from hallulib.dpo.sampled import build_judge, choose_pair, judge_sample, read_candidates
+from hallulib.errors import DataError
 from hallulib.generation import Generation
 
 pytestmark = pytest.mark.unit
@@ -113,7 +107,7 @@ def test_an_interrupted_pass_samples_only_the_remaining_notes(tmp_path, monkeypa
     straight = copy_sft_run(tmp_path / "straight", recipe)
     broken = copy_sft_run(tmp_path / "broken", recipe)
     result = build_pairs(recipe, straight)
-    original = pairs_module.generate_summaries
+    original = sampled_module.generate_summaries
     sampled: list[int] = []
 
     def generate(policy, tokenizer, prompts, **options):
@@ -123,7 +117,7 @@ def test_an_interrupted_pass_samples_only_the_remaining_notes(tmp_path, monkeypa
         sampled.append(len(prompts))
         return original(policy, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(pairs_module, "generate_summaries", generate)
+    monkeypatch.setattr(sampled_module, "generate_summaries", generate)
     with pytest.raises(KeyboardInterrupt):
         build_pairs(recipe, broken)
     assert not broken.path("pairs/train.parquet").exists()
@@ -167,7 +161,113 @@ def test_too_few_pairs_is_an_error_that_counts_what_became_of_the_notes(tmp_path
         build_pairs(recipe, run)
 
 
-def test_another_origin_is_refused_until_it_can_be_made(tmp_path):
-    recipe = make_recipe({"pairs.origin": "twin"})
-    with pytest.raises(RecipeError, match="only 'sampled'"):
-        build_pairs(recipe, copy_sft_run(tmp_path / "run", recipe))
+# --- the other origins -----------------------------------------------------------------------
+
+
+def build(tmp_path, overrides, change=None):
+    """Pairs of a run whose training rows `change` has altered; returns (result, rows, run)."""
+    recipe = make_recipe({"pairs.check_references": False} | overrides)
+    run = copy_sft_run(tmp_path / "run", recipe)
+    if change:
+        frame = change(pd.read_parquet(run.path("data/train.parquet")))
+        frame.to_parquet(run.path("data/train.parquet"), index=False)
+        run.record("data", recipe, {}, {})
+        run.record("sft", recipe, {}, {})
+    result = build_pairs(recipe, run)
+    parts = [pd.read_parquet(run.require(f"pairs/{s}.parquet")) for s in ("train", "validation")]
+    return result, pd.concat(parts), run
+
+
+def with_rejected(frame):
+    return frame.assign(rejected=frame["reference"].str.replace("man", "woman"))
+
+
+def test_a_perturbed_pair_is_a_reference_against_itself_with_one_typed_error(tmp_path):
+    result, rows, run = build(tmp_path, {"pairs.origin": "perturbed"})
+    references = pd.read_parquet(run.path("data/train.parquet")).set_index("id")["reference"]
+    assert len(rows) == result.counts["pair"] >= 10
+    for row in rows.to_dict("records"):
+        assert row["chosen"] == references[row["id"]] != row["rejected"]
+        assert row["origin"] == "perturbed" and len(row["error_types"]) == 1 and row["edit"]
+    assert sum(result.notes["edits"].values()) == len(rows)
+    assert abs(result.notes["length_bias"]["mean_gap"]) < 3
+    assert result.notes["yield"] == len(rows) / 12
+
+
+def test_perturbed_pairs_are_the_same_for_the_same_seed_and_others_for_another(tmp_path):
+    texts = [
+        build(tmp_path / name, {"pairs.origin": "perturbed", "seed": seed})[1]["rejected"].tolist()
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_references_in_which_the_judge_finds_an_error_are_left_out_where_asked(tmp_path):
+    noise = {"pairs.judge_false_positive_rate": 0, "pairs.judge_false_negative_rate": 0}
+    settings = noise | {"pairs.origin": "perturbed", "pairs.check_references": True}
+    result, rows, run = build(tmp_path, settings)
+    notes = pd.read_parquet(run.path("data/train.parquet")).set_index("id")["context"]
+    assert result.counts["the judge finds an error in the reference"] > 0
+    # a reference states an allergy whether or not the note does (see tiny_model)
+    assert all("Allergies" in notes[name] for name in rows["id"])
+    assert result.chosen_errors == 0 < result.rejected_errors
+
+
+@pytest.mark.parametrize("origin", ["twin", "given"])
+def test_twins_and_given_pairs_are_the_sides_that_came_with_the_rows(tmp_path, origin):
+    _, rows, run = build(tmp_path, {"pairs.origin": origin}, with_rejected)
+    assert set(rows["origin"]) == {origin} and len(rows) == 12
+    assert all(row.rejected == row.chosen.replace("man", "woman") for row in rows.itertuples())
+    candidates = read_candidates(run.require("pairs/candidates.jsonl"))
+    assert all([s["text"] for s in candidates[r.id]] == [r.chosen, r.rejected]
+               for r in rows.itertuples())  # fmt: skip
+
+
+def test_given_pairs_are_not_checked_by_the_judge(tmp_path):
+    settings = {"pairs.origin": "given", "pairs.check_references": True}
+    assert len(build(tmp_path / "given", settings, with_rejected)[1]) == 12
+    settings["pairs.origin"] = "twin"
+    assert len(build(tmp_path / "twin", settings, with_rejected)[1]) < 12
+
+
+def test_notes_without_a_rejected_side_are_counted_and_none_at_all_is_an_error(tmp_path):
+    def half(frame):
+        return with_rejected(frame).assign(
+            rejected=lambda f: f["rejected"].where(f["id"].str[-1].isin(list("01234")), "")
+        )
+
+    result, rows, _ = build(tmp_path / "half", {"pairs.origin": "given"}, half)
+    assert result.counts["no rejected side came with the note"] == 12 - len(rows) > 0
+    with pytest.raises(DataError, match="'twin', and none of 12 notes came with a rejected side"):
+        build(tmp_path / "none", {"pairs.origin": "twin"})
+
+
+def test_pairs_that_would_be_cut_are_refused_before_anything_is_written(tmp_path):
+    def lengthen(frame):
+        return frame.assign(rejected=frame["reference"] * 9)
+
+    settings = {"pairs.origin": "given"}
+    with pytest.raises(DataError, match=r"12 pairs \(100.0%\) exceed model.max_length of 160"):
+        build(tmp_path / "a", settings, lengthen)
+    assert not (tmp_path / "a" / "run" / "pairs").exists()
+    result, _, _ = build(tmp_path / "b", settings | {"data.max_cut_share": 1}, lengthen)
+    assert result.notes["cuts"]["cut"] == 12
+
+
+def test_a_result_is_read_back_and_max_pairs_keeps_the_first(tmp_path):
+    all_rows = build(tmp_path / "all", {"pairs.origin": "perturbed"})[1]
+    settings = {"pairs.origin": "perturbed", "pairs.max_pairs": 5}
+    result, rows, run = build(tmp_path / "few", settings)
+    assert len(rows) == 5 and set(rows["id"]) < set(all_rows["id"])
+    assert result.counts["beyond pairs.max_pairs"] == len(all_rows) - 5
+    assert result.notes["yield"] == len(all_rows) / 12
+    assert load_pairs_result(run) == result
+
+
+def test_sampled_pairs_report_their_yield_judge_and_length_bias(tmp_path):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    notes = build_pairs(recipe, run).notes
+    assert notes["yield"] == notes["counts"]["pair"] / 12 and notes["judge"] == "entities+noise"
+    assert notes["length_bias"]["pairs"] == notes["counts"]["pair"]
+    assert notes["cuts"]["cut"] == 0 and notes["edits"] == {} and notes["error_types"]

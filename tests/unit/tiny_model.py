@@ -180,6 +180,7 @@ def make_frame(count: int, split: str) -> pd.DataFrame:
                 "style": "",
                 "style_group": "",
                 "facts": "",
+                "rejected": "",
             }
         )
     return pd.DataFrame(rows)

@@ -1,0 +1,55 @@
+"""Small files in the formats people have, and runs of the data stage on them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from tiny_model import shared_folder
+
+from hallulib.clinic.base_model import build_tokenizer
+from hallulib.clinic.notes import make_notes
+from hallulib.recipe import Recipe, load_recipe
+from hallulib.run import Run
+
+REAL = Path(__file__).parents[3] / "shared" / "realdata"
+TEMPLATE = "Summarise the note.\n\n{context}"
+
+
+@cache
+def tokenizer_folder() -> Path:
+    """A small tokenizer of clinic notes, as a model folder."""
+    folder = shared_folder() / "data-tokenizer"
+    build_tokenizer(make_notes(60, seed=1), vocab_size=512).save_pretrained(folder)
+    return folder
+
+
+def open_run(folder: Path, **data) -> tuple[Recipe, Run]:
+    """A recipe of 60, 12 and 21 notes with these settings of its data, and a run of it."""
+    sizes = {"train_size": 60, "validation_size": 12, "test_size": 21}
+    model = {"name_or_path": str(tokenizer_folder()), "max_length": 640}
+    recipe = load_recipe("tiny-cpu", {"model": model, "data": sizes | data})
+    return recipe, Run.open(folder / "run", recipe)
+
+
+def write_file(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_jsonl(path: Path, records: list[dict]) -> Path:
+    return write_file(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def medhal_record(**changes) -> dict:
+    return {
+        "id": "1", "context": "A note.", "statement": "A summary.", "label": True,
+        "explanation": "LEAK The statement is factual.", "inner_id": "g1", "source": "acm",
+        "synthetic": False,
+    } | changes  # fmt: skip
+
+
+def make_text(number: int, words: int = 40) -> str:
+    """A text that no other number's text resembles."""
+    return " ".join(f"w{number}x{i}" for i in range(words))
