@@ -9,7 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "analyse": ["AssessmentResult", "analyse_assessment", "load_assessment_result"],
-        "session": ["AssessmentSession", "SessionSettings", "open_session"],
+        "session": ["AssessmentSession", "SessionSettings"],
+        "start": ["open_session"],
         "simulate": ["judge_by_evaluation", "simulate_assessment"],
         "widget": ["AssessmentWidget"],
     },

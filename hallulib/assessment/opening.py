@@ -26,6 +26,7 @@ class SessionSettings:
     repeat_share: float = 0.1
     seed: int = 0
     name: str = ""
+    role: str = "assess"
 
 
 def read_generations(path: Path) -> list[dict]:
@@ -34,9 +35,15 @@ def read_generations(path: Path) -> list[dict]:
         return [json.loads(line) for line in file if line.strip()]
 
 
+def read_guideline() -> str:
+    """The page (Markdown) that tells an assessor what counts as what; its hash is in the header."""
+    return Path(__file__).with_name("guideline.md").read_text("utf-8")
+
+
 def default_name(settings: SessionSettings, entries: list[Entry]) -> str:
     assessor = re.sub(r"[^A-Za-z0-9]+", "-", settings.assessor).strip("-").lower() or "assessor"
-    return f"{assessor}-{settings.mode}-{hash_entries(entries)[:8]}"
+    kind = settings.mode if settings.role == "assess" else "adjudication"
+    return f"{assessor}-{kind}-{hash_entries(entries)[:8]}"
 
 
 def check_name(name: str) -> None:
@@ -58,7 +65,9 @@ def make_header(
         seed=settings.seed,
         items_sha256=hash_entries(entries),
         blind_key_sha256=key_sha256,
+        guideline_sha256=sha256_text(read_guideline()),
         mode=settings.mode,
+        role=settings.role,
         items=settings.items,
         repeat_share=settings.repeat_share,
     )
