@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hallulib.evaluation.metrics import PRIMARY
-from hallulib.evaluation.statistics import (
-    fewest_fixed_to_show,
-    paired_sample_size,
-    wilson_interval,
-)
+from hallulib.evaluation.power import fewest_fixed_to_show, paired_sample_size
+from hallulib.evaluation.statistics import wilson_interval
 
 SMALL_N = 40  # below this, the report says what its n cannot show
 GUARDRAIL_NAMES = {

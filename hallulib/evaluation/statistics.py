@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, sqrt
+from math import sqrt
 
 import numpy as np
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, binomtest, fisher_exact, norm
 
 
 @dataclass(frozen=True)
@@ -151,29 +151,32 @@ def compare_paired(before: Sequence[bool], after: Sequence[bool], level=0.95) ->
     )
 
 
-def paired_sample_size(
-    before: float, after: float, new_error_rate: float = 0.05, power=0.8, level=0.95
-) -> int:
-    """Items needed to see a drop from `before` to `after` on the same items (Connor 1987).
+@dataclass(frozen=True)
+class UnpairedResult:
+    """k of n under each of two systems on *different* items. difference = rate1 - rate2, positive
+    when the second is better; the interval is Newcombe's, p is Fisher's exact."""
 
-    new_error_rate: share of all items that are good before and bad after. Rates are in 0..1.
-    The formula is a little below exact McNemar's own need (32.4 against 36 for 60 -> 30 %).
+    difference: float
+    low: float
+    high: float
+    level: float
+    p_fisher: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def compare_unpaired(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) -> UnpairedResult:
+    """Two rates on different items: Newcombe's interval (1998) and Fisher's exact p (scipy).
+
+    For the same items under both systems use `compare_paired`: it sees more and asks for less.
     """
-    effect = before - after
-    if effect == 0:
-        raise ValueError("no difference to detect: `before` equals `after`")
-    discordant = abs(effect) + 2 * new_error_rate
-    z_alpha, z_beta = norm.ppf((1 + level) / 2), norm.ppf(power)
-    root = z_alpha * sqrt(discordant) + z_beta * sqrt(discordant - effect**2)
-    return ceil(root**2 / effect**2)
-
-
-def fewest_fixed_to_show(new_errors: int = 0, alpha: float = 0.05) -> int:
-    """Smallest b for which exact McNemar p < alpha when c = new_errors (6 when c is 0)."""
-    b = new_errors
-    while mcnemar_exact(b, new_errors) >= alpha:
-        b += 1
-    return b
+    first, second = wilson_interval(k1, n1, level), wilson_interval(k2, n2, level)
+    p1, p2 = k1 / n1, k2 / n2
+    low = p1 - p2 - sqrt((p1 - first.low) ** 2 + (second.high - p2) ** 2)
+    high = p1 - p2 + sqrt((first.high - p1) ** 2 + (p2 - second.low) ** 2)
+    p = float(fisher_exact([[k1, n1 - k1], [k2, n2 - k2]]).pvalue)
+    return UnpairedResult(p1 - p2, low, high, level, p)
 
 
 def cluster_bootstrap_ratio(

@@ -34,7 +34,9 @@ STAGE_ROOMS = {"data", "sft", "dpo", "evaluation", "assessment"}
 # These import nothing of ours, so that they can be read and tested alone.
 ALONE = ["clinic", "evaluation/statistics.py", "dpo/losses.py"]
 # On the ground floor although they lie in a stage's folder: anyone may import them.
-GROUND = {"hallulib.evaluation.statistics", "hallulib.dpo.losses"}
+GROUND = {"hallulib.dpo.losses"} | {
+    f"hallulib.evaluation.{name}" for name in ("statistics", "power", "calibration", "agreement")
+}
 # The row schema is every stage's; it stands beside the detectors, whose Source it fills.
 SHARED = {"hallulib.data.schema"}
 # Installed because something starts or loads them, not because our code imports them.
