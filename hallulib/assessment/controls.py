@@ -72,7 +72,7 @@ def _add_steps(widget: AssessmentWidget, add) -> None:
         add("go_quick", "Whole summary", "q", "One verdict for the whole summary",
             lambda: widget.toggle("quick"))  # fmt: skip
     if widget._suggest is not None and session.mode == "single":
-        add("go_suggest", "Detector", "h", "Show the detector's opinion; that you saw it is recorded",
+        add("go_suggest", "Detector", "h", "Show the detector's opinion; seeing it is recorded",
             lambda: widget.toggle("suggest"))  # fmt: skip
 
 

@@ -33,8 +33,8 @@ UNANSWERED = (
 class AssessmentWidget(anywidget.AnyWidget):
     """Source and summary side by side; grades by sentence, or by whole summary with `quick`.
 
-    `suggest` gives the detector's opinion, hidden until asked for; `opinions` what earlier assessors
-    said of an entry (adjudication). `buttons` maps a name to its button.
+    `suggest` gives the detector's opinion, hidden until asked for; `opinions` what earlier
+    assessors said of an entry (adjudication). `buttons` maps a name to its button.
     """
 
     _esm, _css = read_asset("widget.js"), read_asset("widget.css")

@@ -174,7 +174,7 @@ def lab(tmp_path_factory):
     server.stop()
 
 
-# --- what a person does in JupyterLab --------------------------------------------------------------
+# --- what a person does in JupyterLab -------------------------------------------------------
 
 WIDGET = ".hlw:not(.hlw-static)"
 
