@@ -9,8 +9,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "analyse": ["AssessmentResult", "analyse_assessment", "load_assessment_result"],
+        "exports": ["export_assessment", "make_preference_pairs"],
         "session": ["AssessmentSession", "SessionSettings"],
-        "start": ["open_session"],
+        "start": ["open_adjudication", "open_session"],
         "simulate": ["judge_by_evaluation", "simulate_assessment"],
         "widget": ["AssessmentWidget"],
     },

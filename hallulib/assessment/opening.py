@@ -60,7 +60,7 @@ def make_header(
     return Header(
         session_id=session_id,
         assessor_id=settings.assessor,
-        assessor_kind=SIMULATED if settings.assessor == SIMULATED else "human",
+        assessor_kind=SIMULATED if settings.assessor.startswith(SIMULATED) else "human",
         created_utc=utc_now(),
         seed=settings.seed,
         items_sha256=hash_entries(entries),
