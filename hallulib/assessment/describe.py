@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from hallulib.assessment.events import SIMULATED
+from hallulib.evaluation.calibration import FEWEST_GRADED, FEWEST_OF_EACH
 
 
 def describe(result: dict) -> list[str]:
     """Sentences for an `AssessmentResult` as a dict: rates, agreement, what is missing."""
-    return [*_describe_rates(result), *_describe_agreement(result), *_describe_limits(result)]
+    parts = (_describe_rates, _describe_calibration, _describe_agreement, _describe_assessors,
+             _describe_limits)  # fmt: skip
+    return [line for part in parts for line in part(result)]
 
 
 def _describe_rates(result: dict) -> list[str]:
@@ -45,11 +48,50 @@ def _describe_agreement(result: dict) -> list[str]:
     return lines
 
 
+def _describe_calibration(result: dict) -> list[str]:
+    """One line a system where the grades were enough to correct the detector, else one in all."""
+    corrected = [found for found in result["calibrated"] if found["method"] == "PPI++"]
+    lines = [
+        f"{found['system']}, the detector corrected by {found['graded']} grades on "
+        f"{found['scored']} more summaries (PPI++): {found['value']:.0%}, "
+        f"interval {found['low']:.0%} to {found['high']:.0%}."
+        for found in corrected
+    ]
+    if result["calibrated"] and not corrected:
+        lines.append(
+            f"Too few grades to correct the detector by (PPI++ asks for {FEWEST_GRADED} a system, "
+            f"{FEWEST_OF_EACH} of each kind); the rates above rest on the grades alone."
+        )
+    return lines
+
+
+def _describe_assessors(result: dict) -> list[str]:
+    found = result["assessors"]
+    who = "Simulated assessors" if found.get("kind") == SIMULATED else "Assessors"
+    lines = [
+        f"{who} {pair['first']} and {pair['second']} agree on {pair['agreed']} of {pair['n']} "
+        f"({pair['share']:.0%}, interval {pair['low']:.0%} to {pair['high']:.0%}); "
+        f"kappa {pair['kappa_text']}."
+        for pair in found.get("pairs", ())
+        if pair["n"]
+    ]
+    if lines:
+        lines.append(
+            f"Krippendorff's alpha over {found['n']} summaries: {found['alpha_text']}; "
+            f"{found['disagreements']} in dispute, {result['adjudicated']} adjudicated."
+        )
+    return lines
+
+
 def _describe_limits(result: dict) -> list[str]:
     lines = [
         f"{result['graded']} of {result['total']} items graded, {result['unfinished']} unfinished "
         f"({result['skipped']} of them skipped)."
     ]
+    if result["suggested"]:
+        lines.append(
+            f"{result['suggested']} of them were graded with the detector's suggestions in view."
+        )
     if result['assessor_kind'] == SIMULATED:
         lines.append(
             "These grades come from a script that copies the detector and errs now and then: they "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def _label_studio_result(row: Row) -> list[Row]:
 def to_argilla(rows: Sequence[Row]) -> list[Row]:
     """Records as `argilla.Record.from_dict` reads them, one per summary, a response per assessor.
 
-    Argilla knows a user by a UUID; the assessor's name stands in `metadata`.
+    Argilla knows a user by a UUID: here one made of the assessor's name, which `metadata` holds.
     """
     return [
         {
@@ -181,8 +182,9 @@ def _argilla_responses(row: Row) -> Row:
         if label["verdict"] == "hallucinated"
     ]
     answers = {"verdict": row["verdict"], "errors": spans, "remark": row["note"]}
+    user = str(uuid.uuid5(uuid.NAMESPACE_URL, f"assessor:{row['assessor']}"))
     return {
-        name: [{"value": value, "user_id": None, "status": "submitted"}]
+        name: [{"value": value, "user_id": user, "status": "submitted"}]
         for name, value in answers.items()
         if value
     }

@@ -6,8 +6,8 @@ import pytest
 
 from hallulib.assessment.agreement import compare_grades
 from hallulib.assessment.analyse import analyse_assessment, load_assessment_result
-from hallulib.assessment.start import open_adjudication, open_session
 from hallulib.assessment.simulate import judge_by_evaluation, simulate_assessment
+from hallulib.assessment.start import open_session
 from hallulib.errors import MissingArtifact, SessionError
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
