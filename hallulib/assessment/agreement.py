@@ -9,6 +9,7 @@ from hallulib.evaluation.agreement import bootstrap_agreement, cohen_kappa, krip
 from hallulib.evaluation.statistics import wilson_interval
 
 UNDEFINED = "undefined (no variation)"
+RESAMPLES = 500  # a kappa takes about a millisecond; more would not move the second decimal
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,7 @@ def compare_raters(raters: Sequence[Sequence[str | None]]) -> Coefficient:
 def measure(coefficient, *raters: Sequence[Hashable]) -> Coefficient:
     """A coefficient of agreement with its interval."""
     value = coefficient(*raters)
-    found = bootstrap_agreement(coefficient, *raters) if value is not None else None
+    found = None
+    if value is not None:
+        found = bootstrap_agreement(coefficient, *raters, resamples=RESAMPLES)
     return Coefficient(value, found and found.low, found and found.high)

@@ -56,8 +56,9 @@ def make_run(tmp_path, notes=12, **changes):
             bad = system == "sft" and number % 4 != 0
             text = f"{RIGHT} {WRONG}" if bad else RIGHT
             generations.append(
-                {"id": f"n{number}", "system": system, "context": f"Note {number}.", "text": text}
-            )
+                {"id": f"n{number}", "system": system, "context": f"Note {number}.", "text": text,
+                 "prompt": "Summarise."}
+            )  # fmt: skip
             verdicts.append(make_verdict(f"n{number}", system, text))
     write_evaluation(run, recipe, generations, verdicts)
     return recipe, run

@@ -128,9 +128,6 @@ def test_argillas_own_client_reads_the_records(tmp_path):
 
 def prefer_all(tmp_path):
     recipe, run = make_run(tmp_path, mode="ab", items=12, repeat_share=0)
-    path = run.path("evaluation/generations.jsonl")
-    rows = [json.loads(line) | {"prompt": "Summarise."} for line in path.open()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with open_session(run, recipe, "simulated") as session:
         simulate_assessment(session, judge_by_evaluation(run), 0.0)
     return run
