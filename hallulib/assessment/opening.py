@@ -18,7 +18,8 @@ SYSTEMS = ("sft", "dpo")
 @dataclass(frozen=True)
 class SessionSettings:
     """What decides a session. `name` "" derives one from the assessor, the mode and the items, so
-    that summaries generated anew get a session of their own."""
+    that summaries generated anew get a session of their own. `patience`: seconds to wait for a
+    process that has the session open."""
 
     assessor: str
     mode: str = "single"
@@ -27,6 +28,7 @@ class SessionSettings:
     seed: int = 0
     name: str = ""
     role: str = "assess"
+    patience: float = 0.0
 
 
 def read_generations(path: Path) -> list[dict]:

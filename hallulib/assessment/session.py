@@ -66,7 +66,7 @@ class AssessmentSession:
         check_name(self.session_id)
         self._path = folder / f"{self.session_id}.events.jsonl"
         self._lock = SessionLock(folder / f"{self.session_id}.lock")
-        self._lock.acquire()
+        self._lock.acquire(settings.patience)
         try:
             if self._path.exists():
                 self._resume(indexed, settings)

@@ -15,6 +15,8 @@ from hallulib.errors import SessionError
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 
+PATIENCE = 10.0
+
 
 @dataclass(frozen=True)
 class Adjudication:
@@ -34,7 +36,7 @@ def open_session(run: Run, recipe: Recipe, assessor: str = "", name: str = "") -
     chosen = recipe.assessment
     settings = SessionSettings(
         assessor=assessor or chosen.assessor, mode=chosen.mode, items=chosen.items,
-        repeat_share=chosen.repeat_share, seed=recipe.seed, name=name,
+        repeat_share=chosen.repeat_share, seed=recipe.seed, name=name, patience=PATIENCE,
     )
     rows = read_generations(run.require(GENERATIONS))
     return AssessmentSession(run.path("assessment"), rows, settings)
@@ -54,8 +56,9 @@ def open_adjudication(run: Run, recipe: Recipe, assessor: str) -> Adjudication:
             "Let a second assessor grade: open_session(run, recipe, assessor=...).",
         )
     settings = SessionSettings(
-        assessor, items=len(queue), repeat_share=0.0, seed=recipe.seed, role="adjudicate"
-    )
+        assessor, items=len(queue), repeat_share=0.0, seed=recipe.seed, role="adjudicate",
+        patience=PATIENCE,
+    )  # fmt: skip
     rows = read_generations(run.require(GENERATIONS))
     session = AssessmentSession(run.path("assessment"), rows, settings, queue)
     grades = [collect_grades(record) for record in records]

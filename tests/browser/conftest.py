@@ -219,3 +219,9 @@ def wait_saved(page, events):
         "n => document.querySelector('.hlw:not(.hlw-static) .hlw-done').textContent"
         ".includes(`(${n} events`)", arg=events, timeout=10_000,
     )  # fmt: skip
+
+
+def count_saved(page):
+    """How many events are said to be on the disk."""
+    text = page.locator(f"{WIDGET} .hlw-done").inner_text()
+    return int(text.split("(")[1].split()[0])

@@ -8,6 +8,7 @@ import pytest
 from conftest import (
     WIDGET,
     copy_notebook,
+    count_saved,
     make_assessment_run,
     open_notebook,
     run_all,
@@ -44,11 +45,6 @@ def read_events(run):
 
 def graded(run):
     return [e.verdict for e in read_events(run) if e.action == "grade" and e.verdict]
-
-
-def count_saved(page):
-    text = page.locator(f"{WIDGET} .hlw-done").inner_text()
-    return int(text.split("(")[1].split()[0])
 
 
 def act(page, do, events=1):
