@@ -59,12 +59,17 @@ def write_page(path: Path, recipe: str, run_dir: Path, overrides: Mapping[str, A
 
 
 def voila_command(page: Path, token: str, port: int) -> list[str]:
-    """How Voila is started: one page, one address, no files, no tracebacks, a token."""
+    """How Voila is started: one page, one address, no files, no tracebacks, a token.
+
+    Its page gets no XSRF cookie, so the request with which it ends its kernel on leaving is refused
+    and a page loaded anew would find the session open; the kernel's random id guards that request.
+    """
     return [
         sys.executable, "-m", "voila", str(page), "--no-browser", f"--port={port}",
         f"--token={token}", "--Voila.ip=127.0.0.1", f"--Voila.root_dir={page.parent}",
-        "--Voila.port_retries=0", "--Voila.log_level=WARN",
-        "--VoilaConfiguration.file_allowlist=[]", "--VoilaConfiguration.file_denylist=['.*']",
+        "--Voila.port_retries=0", "--Voila.tornado_settings=disable_check_xsrf=True",
+        "--Voila.log_level=WARN",
+        "--VoilaConfiguration.file_denylist=.*",
         "--VoilaConfiguration.show_tracebacks=False", "--VoilaConfiguration.strip_sources=True",
     ]  # fmt: skip
 
