@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "analyse": ["AssessmentResult", "analyse_assessment", "load_assessment_result"],
         "exports": ["export_assessment", "make_preference_pairs"],
+        "opening": ["read_guideline"],
+        "practice": ["explain_grades", "judge_practice", "open_practice", "score_practice"],
         "session": ["AssessmentSession", "SessionSettings"],
         "start": ["open_adjudication", "open_session"],
         "simulate": ["judge_by_evaluation", "simulate_assessment"],

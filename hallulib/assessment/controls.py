@@ -65,7 +65,7 @@ def _add_steps(widget: AssessmentWidget, add) -> None:
         add("go_previous", "Previous", "ArrowUp", "The sentence before", lambda: widget.step(-1))
         add("go_next", "Next", "ArrowDown", "The next sentence", lambda: widget.step(1))
     add("go_skip", "Skip", "s", "Leave it ungraded; it counts as unfinished", session.skip)
-    add("go_undo", "Undo", "u", "Take the last action back", lambda: widget.go_on(session.undo))
+    add("go_undo", "Undo", "u", "Take the last action back", widget.undo)
     add("go_flag", "Flag", "g", "Mark the item for discussion", lambda: widget.toggle("flag"))
     add("go_revisit", "Skipped items", "v", "Go to the first skipped item", widget.revisit)
     if session.mode == "single":

@@ -94,7 +94,7 @@ class Header(_Row):
     blind_key_sha256: str
     guideline_sha256: str = ""
     mode: Literal["single", "ab"]
-    role: Literal["assess", "adjudicate"] = "assess"
+    role: Literal["assess", "adjudicate", "practice"] = "assess"
     items: int
     repeat_share: float
 

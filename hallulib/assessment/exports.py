@@ -46,20 +46,21 @@ LABEL_STUDIO_CONFIG = """<View>
 
 
 def export_assessment(run: Run) -> dict[str, Path]:
-    """Write every export into `assessment/export/`; format -> path. Grades of single summaries;
-    preferences go into pairs only. Raises SessionError where nothing has been graded."""
+    """Write every export into `assessment/export/`; file name -> path. Preferences between two
+    summaries stand in the tables only. Raises SessionError where nothing has been graded."""
     records = keep_current(read_sessions(run), run)
     texts = index_rows(read_generations(run.require(GENERATIONS)))
     rows = [row for record in records for row in collect_rows(record, texts)]
     if not rows:
         raise SessionError("No summary has been graded yet.", "Grade one in notebook 07.")
     folder, people = run.path("assessment/export"), sorted({row["assessor"] for row in rows})
+    singles = [row for row in rows if row["preference"] is None]
     contents = {
         "grades.csv": write_csv(rows),
         "grades.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
-        "label_studio.json": _dump(to_label_studio(rows, people)),
+        "label_studio.json": _dump(to_label_studio(singles, people)),
         "label_studio.xml": LABEL_STUDIO_CONFIG,
-        "argilla.json": _dump(to_argilla(rows)),
+        "argilla.json": _dump(to_argilla(singles)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -68,14 +69,17 @@ def export_assessment(run: Run) -> dict[str, Path]:
 
 
 def collect_rows(record: SessionRecord, texts: dict[tuple[str, str], Row]) -> list[Row]:
-    """One row per graded summary, in the order of grading; skipped ones have verdict None."""
+    """One row per graded summary, in queue order. A skipped one has verdict None; so has a pair of
+    mode ab, whose row speaks of its first summary and has the `preference` (-2 to 2)."""
     rows = []
     for slotting, entry in zip(record.queue, record.state.entries, strict=True):
-        for slot, grade in sorted(entry.grades.items()) or [(1, None)] * entry.skipped:
+        preference = entry.preference.preference if entry.preference else None
+        answered = entry.skipped or preference is not None
+        for slot, grade in sorted(entry.grades.items()) or [(1, None)] * answered:
             place = (slotting.item_id, slotting.systems[slot - 1])
             rows.append(_describe(record, slotting, texts[place], slot, grade) | {
-                "note": entry.note, "flagged": entry.flagged, "skipped": entry.skipped,
-                "seconds": entry.elapsed_ms / 1000,
+                "preference": preference, "note": entry.note, "flagged": entry.flagged,
+                "skipped": entry.skipped, "seconds": entry.elapsed_ms / 1000,
             })  # fmt: skip
     return rows
 

@@ -44,7 +44,7 @@ def read_guideline() -> str:
 
 def default_name(settings: SessionSettings, entries: list[Entry]) -> str:
     assessor = re.sub(r"[^A-Za-z0-9]+", "-", settings.assessor).strip("-").lower() or "assessor"
-    kind = settings.mode if settings.role == "assess" else "adjudication"
+    kind = settings.mode if settings.role == "assess" else settings.role
     return f"{assessor}-{kind}-{hash_entries(entries)[:8]}"
 
 

@@ -64,11 +64,11 @@ class AssessmentSession:
         queue = _plan(indexed, settings) if queue is None else queue
         self.session_id = settings.name or default_name(settings, fill_queue(queue, indexed))
         check_name(self.session_id)
-        self._path = folder / f"{self.session_id}.events.jsonl"
+        self.events_path = folder / f"{self.session_id}.events.jsonl"
         self._lock = SessionLock(folder / f"{self.session_id}.lock")
         self._lock.acquire(settings.patience)
         try:
-            if self._path.exists():
+            if self.events_path.exists():
                 self._resume(indexed, settings)
             else:
                 self._start(queue, indexed, settings)
@@ -84,26 +84,26 @@ class AssessmentSession:
         """Write the key, then the header that seals it."""
         self._queue, self.entries = queue, fill_queue(queue, rows)
         key = write_blind_key(self.session_id, queue)
-        write_text_atomic(key_path(self._path), key)
+        write_text_atomic(key_path(self.events_path), key)
         header = make_header(self.session_id, settings, self.entries, sha256_text(key))
-        self._log = EventLog.create(self._path, header)
+        self._log = EventLog.create(self.events_path, header)
 
     def _resume(self, rows: dict, settings: SessionSettings) -> None:
         """Read the files back; the queue is the one in the key, not one drawn anew."""
-        self._log = EventLog.read(self._path)
+        self._log = EventLog.read(self.events_path)
         found = self._log.header
-        self._queue = read_sealed_key(self._path, found)
+        self._queue = read_sealed_key(self.events_path, found)
         self.entries = fill_queue(self._queue, rows)
         asked = make_header(self.session_id, settings, self.entries, found.blind_key_sha256)
-        check_header(found, asked, self._path)
+        check_header(found, asked, self.events_path)
         self._report_torn_line()
         self._log.repair()
 
     def _report_torn_line(self) -> None:
         if self._log.torn_bytes:
             self.warnings.append(
-                f"The last line of {self._path.name} was torn by a crash ({self._log.torn_bytes} "
-                "bytes); that one action is lost, all before it are kept."
+                f"The last line of {self.events_path.name} was torn by a crash "
+                f"({self._log.torn_bytes} bytes); that one action is lost, all before it are kept."
             )
 
     # --- what the view may know -----------------------------------------------------------------
@@ -139,11 +139,6 @@ class AssessmentSession:
     def saved_events(self) -> int:
         """Events on the disk. An action that returned is among them."""
         return len(self._log.events)
-
-    @property
-    def events_path(self) -> Path:
-        """The event file."""
-        return self._path
 
     # --- actions --------------------------------------------------------------------------------
 

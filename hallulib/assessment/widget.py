@@ -1,8 +1,7 @@
 """The assessment widget: a thin view of a session. It holds no state that the session does not,
 save which sentence is chosen.
 
-    widget = AssessmentWidget(open_session(run, recipe))
-    widget
+    AssessmentWidget(open_session(run, recipe))
 
 `widget.buttons["verdict_supported"].click()` and `widget.press_key("1")` do what they do in the
 browser, without one.
@@ -22,8 +21,12 @@ from hallulib.assessment.queue import Entry, Sentence
 from hallulib.assessment.render import Opinion, Picture, read_asset, render_regions, render_static
 from hallulib.assessment.session import AssessmentSession
 from hallulib.assessment.simulate import Judge
+from hallulib.assessment.state import EntryState
 from hallulib.errors import HallulibError, SessionError
 
+LABELS = {
+    "assess": "Assessment of summaries", "adjudicate": "Adjudication", "practice": "Practice",
+}  # fmt: skip
 UNANSWERED = (
     "No answer from the kernel: the last action may not be saved. Run the notebook cell of this "
     "widget again; everything saved before is kept."
@@ -33,8 +36,8 @@ UNANSWERED = (
 class AssessmentWidget(anywidget.AnyWidget):
     """Source and summary side by side; grades by sentence, or by whole summary with `quick`.
 
-    `suggest` gives the detector's opinion, hidden until asked for; `opinions` what earlier
-    assessors said of an entry (adjudication). `buttons` maps a name to its button.
+    `suggest` gives the detector's opinion, hidden until asked for; `opinions` what others said of
+    an entry (adjudication); `feedback` is said of a graded one (practice).
     """
 
     _esm, _css = read_asset("widget.js"), read_asset("widget.css")
@@ -43,7 +46,7 @@ class AssessmentWidget(anywidget.AnyWidget):
     place = traitlets.Int(allow_none=True).tag(sync=True)
     message = traitlets.List(default_value=["status", ""]).tag(sync=True)
     answered = traitlets.Int(0).tag(sync=True)
-    label = traitlets.Unicode("Assessment of summaries").tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
     unanswered = traitlets.Unicode(UNANSWERED).tag(sync=True)
 
     def __init__(
@@ -52,12 +55,14 @@ class AssessmentWidget(anywidget.AnyWidget):
         quick: bool = False,
         suggest: Judge | None = None,
         opinions: Callable[[Entry], Sequence[Opinion]] | None = None,
+        feedback: Callable[[Entry, EntryState], str] | None = None,
     ) -> None:
         self.session, self.quick, self.major = session, quick, False
-        self._suggest, self._opinions = suggest, opinions
+        self._suggest, self._opinions, self._feedback = suggest, opinions, feedback
         self.selected = ""
         self.buttons = make_buttons(self)
-        super().__init__(shortcuts=[b.key for b in self.buttons.values() if b.key])
+        keys = [button.key for button in self.buttons.values() if button.key]
+        super().__init__(shortcuts=keys, label=LABELS[session.header.role])
         self._choose_first()
         self._show(" ".join(session.warnings), is_alert=bool(session.warnings))
         self.on_msg(lambda _, content, buffers: self.receive(content))
@@ -106,16 +111,12 @@ class AssessmentWidget(anywidget.AnyWidget):
     def choose_sentence(self, statement_id: str) -> None:
         """Choose the sentence to grade."""
         self.selected = statement_id
-        sentence = self.find_sentence()
-        self._show(f"{sentence.statement_id}: {sentence.text}" if sentence else "")
+        self._show("")
 
-    def step(self, by: int) -> str:
+    def step(self, by: int) -> None:
         """Choose the sentence `by` places on, staying within the summary."""
         ids = [s.statement_id for s in self.sentences()]
-        place = min(max(ids.index(self.selected) + by, 0), len(ids) - 1)
-        self.selected = ids[place]
-        sentence = self.find_sentence()
-        return f"{sentence.statement_id}: {sentence.text}"
+        self.selected = ids[min(max(ids.index(self.selected) + by, 0), len(ids) - 1)]
 
     def grade(self, verdict: str) -> str | None:
         """The verdict on the chosen sentence, or in quick mode on the whole summary."""
@@ -163,9 +164,9 @@ class AssessmentWidget(anywidget.AnyWidget):
             self.session.flag(not self.session.current_state.flagged)
         return None
 
-    def go_on(self, action: Callable[[], Any]) -> None:
-        """Do something that may bring another item."""
-        action()
+    def undo(self) -> None:
+        """Take the last action back."""
+        self.session.undo()
         self._choose_first()
 
     def revisit(self) -> None:
@@ -197,6 +198,9 @@ class AssessmentWidget(anywidget.AnyWidget):
         """The widget as it looks now, as HTML without scripts: for executed notebooks."""
         return render_static(self._picture(is_static=True))
 
+    def __repr__(self) -> str:
+        return f"AssessmentWidget({self.session.session_id})"
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | {"text/html": self.static_html()}, metadata
@@ -212,12 +216,16 @@ class AssessmentWidget(anywidget.AnyWidget):
         else:
             if self.session.current != before:
                 self._choose_first()
-                said = self._name_place()
+                said = self._name_place(before)
             self._show(said if isinstance(said, str) else "")
 
-    def _name_place(self) -> str:
+    def _name_place(self, before: Entry | None) -> str:
         entry = self.session.current
-        return f"Saved. Item {entry.order_index + 1}." if entry else "Saved. Every item is done."
+        said = f"Item {entry.order_index + 1}." if entry else "Every item is done."
+        graded = before is not None and self.session.state.entries[before.order_index]
+        if self._feedback is None or not graded or not graded.done:
+            return f"Saved. {said}"
+        return f"{self._feedback(before, graded)} {said}"
 
     def _finish(self, verdict: str) -> None:
         state = self.session.current_state
@@ -244,10 +252,8 @@ class AssessmentWidget(anywidget.AnyWidget):
 
     def _choose_first(self) -> None:
         """The first sentence without a grade, or the first."""
-        open_ones = [
-            s.statement_id for s in self.sentences() if s.statement_id not in self.labels()
-        ]
-        self.selected = next(iter(open_ones or [s.statement_id for s in self.sentences()]), "")
+        ids = [s.statement_id for s in self.sentences()]
+        self.selected = next(iter([i for i in ids if i not in self.labels()] or ids), "")
 
     def _choose_next(self) -> None:
         """The next sentence without a grade, wrapping around; stay when there is none."""

@@ -176,7 +176,7 @@ def lab(tmp_path_factory):
 
 # --- what a person does in JupyterLab -------------------------------------------------------
 
-WIDGET = ".hlw:not(.hlw-static)"
+WIDGET = ".hlw[aria-label='Assessment of summaries']"
 
 
 def open_notebook(page, url):
@@ -216,8 +216,8 @@ def show_widget(page):
 def wait_saved(page, events):
     """Wait until so many events are said to be on the disk."""
     page.wait_for_function(
-        "n => document.querySelector('.hlw:not(.hlw-static) .hlw-done').textContent"
-        ".includes(`(${n} events`)", arg=events, timeout=10_000,
+        "([widget, n]) => document.querySelector(`${widget} .hlw-done`).textContent"
+        ".includes(`(${n} events`)", arg=[WIDGET, events], timeout=10_000,
     )  # fmt: skip
 
 

@@ -190,16 +190,17 @@ def test_a_dead_kernel_is_said_aloud(page):
     widget.locator(".hlw-head").click()
     page.keyboard.press("1")
     page.wait_for_function(
-        "document.querySelector('.hlw [role=alert]').textContent.includes('No answer')"
+        "w => document.querySelector(`${w} [role=alert]`).textContent.includes('No answer')",
+        arg=WIDGET,
     )
 
 
 def find_low_contrast(page):
     """Texts of the widget below 4.5:1, by the formula of WCAG 2."""
-    return json.loads(page.evaluate(CONTRAST))
+    return json.loads(page.evaluate(CONTRAST, WIDGET))
 
 
-CONTRAST = """() => {
+CONTRAST = """(widget) => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const rgba = (text) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text;
     canvas.fillRect(0, 0, 1, 1); return canvas.getImageData(0, 0, 1, 1).data; };
@@ -210,7 +211,7 @@ CONTRAST = """() => {
     const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 250) return c; }
     return [255, 255, 255]; };
   const low = [];
-  const root = document.querySelector(".hlw:not(.hlw-static)");
+  const root = document.querySelector(widget);
   const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const e = walk.currentNode.parentElement;

@@ -140,6 +140,13 @@ def test_preferences_become_pairs_and_ties_do_not(tmp_path):
     assert {pair["prompt"] for pair in pairs} == {"Summarise."}
 
 
+def test_preferences_stand_in_the_table(tmp_path):
+    paths = export_assessment(prefer_all(tmp_path))
+    rows = [json.loads(line) for line in paths["grades.jsonl"].open(encoding="utf-8")]
+    assert len(rows) == 12 and sum(row["preference"] == 0 for row in rows) == 3
+    assert paths["label_studio.json"].read_text() == "[]\n"
+
+
 def test_a_test_item_is_refused_as_a_training_pair(tmp_path):
     with pytest.raises(SessionError, match="'n3' is of the test split"):
         make_preference_pairs(prefer_all(tmp_path), held_out=["n3"])

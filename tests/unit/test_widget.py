@@ -5,10 +5,19 @@ from dataclasses import replace
 
 import pytest
 
+from hallulib.assessment.events import ERROR_TYPES
 from hallulib.assessment.highlight import find_terms, mark_terms
+from hallulib.assessment.practice import (
+    explain_grades,
+    key_of,
+    open_practice,
+    score_practice,
+)
 from hallulib.assessment.session import AssessmentSession, SessionSettings
 from hallulib.assessment.simulate import Judged
 from hallulib.assessment.widget import AssessmentWidget
+from hallulib.recipe import load_recipe
+from hallulib.run import Run
 
 pytestmark = pytest.mark.unit
 
@@ -241,3 +250,24 @@ def test_the_static_picture_holds_the_texts_and_labels_and_no_script(tmp_path):
     for button in widget.buttons.values():
         assert not button.is_shown or button.text.replace("&", "&amp;") in html
     assert "<script" not in html and "http" not in html and "<button" not in html
+
+
+def test_practice_tells_after_each_item_what_the_key_says_and_is_no_assessment(tmp_path):
+    recipe = load_recipe("tiny-cpu")
+    run = Run.open(tmp_path, recipe)
+    widget = AssessmentWidget(open_practice(run, recipe, "Ann"), feedback=explain_grades)
+    press(widget, "1", "1", "Enter")
+    assert "s2 is hallucinated, detail: the note says 20 mg" in widget.message[1]
+    press(widget, "2", "x", "ArrowDown", "1", "Enter")
+    assert "all as in the key" in widget.message[1]
+    assert score_practice(widget.session) == (3, 4)
+    assert not list(run.path("assessment").glob("*.events.jsonl"))
+
+
+def test_every_practice_item_has_a_key_for_every_sentence_and_every_error_type_is_met(tmp_path):
+    recipe = load_recipe("tiny-cpu")
+    session = open_practice(Run.open(tmp_path, recipe), recipe)
+    keys = [(entry, key_of(entry)) for entry in session.entries]
+    assert all(len(entry.sentences()) == len(key) for entry, key in keys)
+    met = {kind for _, key in keys for _, kind, _ in key}
+    assert met == {None, *ERROR_TYPES} - {"other"}
