@@ -8,10 +8,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from test_agreement import WRONG, make_run, simulate
 
+from hallulib.assessment.adjudicate import open_adjudication
 from hallulib.assessment.analyse import analyse_assessment, calibrate_detector
 from hallulib.assessment.exports import export_assessment, make_preference_pairs
 from hallulib.assessment.simulate import judge_by_evaluation, simulate_assessment
-from hallulib.assessment.start import open_adjudication, open_session
+from hallulib.assessment.start import open_session
 from hallulib.assessment.widget import AssessmentWidget
 from hallulib.errors import SessionError
 
