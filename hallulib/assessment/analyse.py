@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from hallulib.assessment.agreement import compare_grades
+from hallulib.assessment.by_sentence import rate_sentences
 from hallulib.assessment.compare import compare_assessors
 from hallulib.assessment.describe import describe
 from hallulib.assessment.opening import SYSTEMS
@@ -38,7 +39,8 @@ class AssessmentResult:
     person has graded, the simulated one; `assessor_kind` says which ("human", "simulated").
 
     systems: {system, k, n, value, low, high, unsure, ...}, one per system with a definite grade.
-    paired: the comparison of sft with dpo on notes graded under both, or None.
+    paired: the comparison of sft with dpo on notes graded under both, or None. by_sentence: see
+    `rate_sentences`.
     detector, intra_rater: agreement as in `Agreement.to_dict()`. calibrated: per system the rate
     over all evaluated summaries, the detector corrected by these grades (PPI++). assessors: see
     `compare_assessors`. adjudicated: verdicts replaced by an adjudicator's. suggested: items graded
@@ -58,9 +60,10 @@ class AssessmentResult:
     paired: dict | None
     preferences: dict[str, int]
     detector: dict
-    calibrated: list[dict]
     intra_rater: dict
-    suggested: int
+    by_sentence: list[dict] = field(default_factory=list)
+    calibrated: list[dict] = field(default_factory=list)
+    suggested: int = 0
     adjudicated: int = 0
     assessors: dict = field(default_factory=dict)
     sessions: list[dict] = field(default_factory=list)
@@ -74,7 +77,7 @@ class AssessmentResult:
     @classmethod
     def from_dict(cls, values: dict) -> AssessmentResult:
         """Read back what `asdict` wrote."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 def analyse_assessment(recipe: Recipe, run: Run) -> AssessmentResult:
@@ -168,7 +171,8 @@ def _summarise(
         unfinished=progress.unfinished, median_seconds=progress.median_seconds,
         systems=_rate_systems(verdicts), paired=_compare_systems(verdicts),
         preferences=_count_preferences(record), detector=_compare_with_detector(verdicts, detector),
-        calibrated=calibrate_detector(verdicts, detector), intra_rater=_compare_repeats(record),
+        by_sentence=rate_sentences(record), calibrated=calibrate_detector(verdicts, detector),
+        intra_rater=_compare_repeats(record),
         suggested=sum(e.done and p in record.state.suggested
                       for p, e in enumerate(record.state.entries)),
     )  # fmt: skip

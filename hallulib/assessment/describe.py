@@ -27,6 +27,15 @@ def _describe_rates(result: dict) -> list[str]:
             f"On the {p['n']} notes graded under both: {p['b']} wrong only under sft, {p['c']} "
             f"only under dpo; exact McNemar p = {p['p_exact']:.3g}."
         )
+    for found in result["by_sentence"]:
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(found["types"].items()))
+        lines.append(
+            f"{found['system']}: {found['hallucinated']} of {found['n']} sentences "
+            f"({found['value']:.1%}, interval {found['low']:.1%} to {found['high']:.1%}) "
+            f"hallucinated{f' ({kinds})' if kinds else ''}, {found['major']} major; "
+            f"{found['general_knowledge']} general knowledge; something left out in "
+            f"{found['omitting']} of {found['summaries']} summaries."
+        )
     if result['mode'] == "ab":
         counts = ", ".join(f"{name} {count}" for name, count in result['preferences'].items())
         lines.append(f"Preferred, of {sum(result['preferences'].values())} pairs: {counts}.")

@@ -142,6 +142,17 @@ def test_6_typing_a_note_is_no_command_and_escape_gives_it_up(page, run):
     assert not any(e.note == "never mind" for e in read_events(run))
 
 
+def test_6b_keys_typed_faster_than_the_answers_come_are_all_kept(page, run):
+    page.locator(f"{WIDGET} .hlw-head").click()
+    page.locator(f"{WIDGET} .hlw-s").first.click()
+    act(page, lambda: page.keyboard.type("2d1a2fi"), events=6)  # "a" after "1": not an error
+    said = [[g.verdict, g.type, g.severity] for e in read_events(run)[-6:] for g in e.labels]
+    assert said[1] == ["hallucinated", "detail", None] and said[2][0] == "supported"
+    assert said[-1] == ["hallucinated", "fabrication", "minor"]
+    for _ in range(6):
+        press(page, "u")
+
+
 def test_7_every_text_has_a_contrast_of_at_least_4_5_in_light_and_dark(page, lab):
     assert find_low_contrast(page) == []
     page.keyboard.press("Control+s")

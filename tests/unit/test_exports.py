@@ -127,6 +127,27 @@ def test_argillas_own_client_reads_the_records(tmp_path):
             assert span["label"] == "fabrication"
 
 
+def test_sentences_are_rated_apart_from_summaries_and_general_knowledge_apart_from_errors(tmp_path):
+    recipe, run = make_run(tmp_path, repeat_share=0)
+    simulate(run, recipe)
+    rates = {rate["system"]: rate for rate in analyse_assessment(recipe, run).by_sentence}
+    sft = rates["sft"]
+    assert (sft["hallucinated"], sft["n"], sft["types"]) == (9, 21, {"fabrication": 9})
+    assert sft["low"] < sft["value"] == 9 / 21 < sft["high"]
+    dpo = rates["dpo"]
+    assert (dpo["hallucinated"], dpo["n"], dpo["omitting"]) == (0, 12, 12)
+    assert dpo["low"] == 0 and dpo["high"] == pytest.approx(0.2425, abs=1e-4)  # Wilson, 0 of 12
+    with open_session(run, recipe, "Ann") as session:
+        widget = AssessmentWidget(session)
+        for _ in widget.sentences():
+            widget.press_key("4")
+        widget.press_key("Enter")
+    result = analyse_assessment(recipe, run)
+    (found,) = result.by_sentence
+    assert found["general_knowledge"] == found["n"] and found["hallucinated"] == 0
+    assert result.systems[0]["k"] == 0
+
+
 def prefer_all(tmp_path):
     recipe, run = make_run(tmp_path, mode="ab", items=12, repeat_share=0)
     with open_session(run, recipe, "simulated") as session:
