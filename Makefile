@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help course test lab base gallery clean
+.PHONY: help course test lab assess base gallery clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ test: .venv/installed-dev  ## install, check style, run the tests (ARGS="-m unit
 
 lab: .venv/installed  ## open JupyterLab in notebooks/
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+assess: .venv/installed  ## let people grade without code (ARGS="--set assessment.assessor=dana")
+	$(PY) -m hallulib assess $(ARGS)
 
 base: .venv/installed  ## rebuild the small base model in data/ (up to two hours on 2 cores)
 	$(PY) -m hallulib.clinic.pretrain $(ARGS)

@@ -98,6 +98,22 @@ def run_stage(
 
 
 @app.command()
+def assess(
+    recipe: RecipeOption = "tiny-cpu",
+    run_dir: RunDirOption = "",
+    set_: SetOption = None,
+    port: Annotated[int, typer.Option(help="Port on this computer.")] = 8866,
+) -> None:
+    """Serve the assessment to people who should not see code (--set assessment.assessor=dana)."""
+    from hallulib.assessment.serve import serve_assessment
+
+    overrides = parse_set(set_ or [])
+    effective = load_recipe(recipe, overrides)
+    with continuable():
+        serve_assessment(Run.open(run_dir, effective), effective, overrides, port)
+
+
+@app.command()
 def runs() -> None:
     """List the runs in outputs/ with their headline."""
     from hallulib.report import HEADLINE, format_table, headline_cells, read_headline

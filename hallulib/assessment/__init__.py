@@ -8,8 +8,13 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "adjudicate": ["Adjudication", "open_adjudication"],
         "analyse": ["AssessmentResult", "analyse_assessment", "load_assessment_result"],
-        "session": ["AssessmentSession", "SessionSettings", "open_session"],
+        "exports": ["export_assessment", "make_preference_pairs"],
+        "opening": ["read_guideline"],
+        "practice": ["explain_grades", "judge_practice", "open_practice", "score_practice"],
+        "session": ["AssessmentSession", "SessionSettings"],
+        "start": ["open_session"],
         "simulate": ["judge_by_evaluation", "simulate_assessment"],
         "widget": ["AssessmentWidget"],
     },

@@ -1,23 +1,44 @@
-"""Agreement between two series of grades: percent, Cohen's kappa, and where kappa says nothing."""
+"""Agreement of grades in words: never a bare percentage, never a kappa where nothing varies."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
+from hallulib.evaluation.agreement import bootstrap_agreement, cohen_kappa, krippendorff_alpha
 from hallulib.evaluation.statistics import wilson_interval
 
 UNDEFINED = "undefined (no variation)"
+RESAMPLES = 500  # a kappa takes about a millisecond; more would not move the second decimal
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """Kappa or alpha with its interval (item bootstrap, 95 %). `value` None: no grade varies;
+    `low` None: too little varies for an interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def text(self) -> str:
+        """For a reader: two decimals and the interval, or why there is none."""
+        if self.value is None:
+            return UNDEFINED
+        if self.low is None:
+            return f"{self.value:.2f} (too little variation for an interval)"
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two raters on the same n items. `kappa` is None when it is undefined; `low` and `high` bound
-    the percent agreement (Wilson 95 %) and are None when n is 0."""
+    """Two raters on the same n items. `low` and `high` bound the share that agrees (Wilson 95 %);
+    everything but n and agreed is None when n is 0."""
 
     n: int
     agreed: int
-    kappa: float | None
+    kappa: Coefficient | None
     low: float | None
     high: float | None
 
@@ -28,49 +49,36 @@ class Agreement:
 
     @property
     def kappa_text(self) -> str:
-        """Kappa for a reader: two decimals, or why there is none."""
-        if self.n == 0:
-            return "no items"
-        return UNDEFINED if self.kappa is None else f"{self.kappa:.2f}"
+        """Kappa for a reader."""
+        return self.kappa.text if self.kappa else "no items"
 
     def to_dict(self) -> dict:
         """Plain values, with the text of kappa beside its number."""
         return asdict(self) | {"share": self.share, "kappa_text": self.kappa_text}
 
 
-def percent_agreement(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """Share of places with equal grades. Raises ValueError for unequal or empty lists."""
-    _check_aligned(first, second)
-    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
-
-
-def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
-    """Cohen's kappa (1960): agreement beyond what the raters' own frequencies give by chance.
-
-    None when both gave one and the same grade throughout: chance agreement is then 1 and kappa is
-    0/0, neither 1 nor 0. Raises ValueError for unequal or empty lists.
-    """
-    observed = percent_agreement(first, second)
-    n = len(first)
-    expected = sum((first.count(g) / n) * (second.count(g) / n) for g in set(first))
-    if expected == 1:
-        return None
-    return (observed - expected) / (1 - expected)
-
-
 def compare_grades(first: Sequence[Hashable], second: Sequence[Hashable]) -> Agreement:
-    """Percent agreement with its interval and kappa; empty lists give an Agreement of n = 0."""
+    """Percent agreement and kappa with intervals; empty lists give an Agreement of n = 0.
+
+    Raises ValueError for lists of unequal length.
+    """
     if not first and not second:
         return Agreement(0, 0, None, None, None)
-    _check_aligned(first, second)
-    first, second = list(first), list(second)
+    kappa = measure(cohen_kappa, first, second)
     agreed = sum(a == b for a, b in zip(first, second, strict=True))
     interval = wilson_interval(agreed, len(first))
-    return Agreement(
-        len(first), agreed, cohen_kappa(first, second), interval.low, interval.high
-    )
+    return Agreement(len(first), agreed, kappa, interval.low, interval.high)
 
 
-def _check_aligned(first: Sequence[Hashable], second: Sequence[Hashable]) -> None:
-    if len(first) != len(second) or not first:
-        raise ValueError(f"need two equally long, non-empty lists: {len(first)}, {len(second)}")
+def compare_raters(raters: Sequence[Sequence[str | None]]) -> Coefficient:
+    """Krippendorff's alpha (nominal) of two or more raters; None where one did not grade."""
+    return measure(lambda *rows: krippendorff_alpha(rows), *raters)
+
+
+def measure(coefficient, *raters: Sequence[Hashable]) -> Coefficient:
+    """A coefficient of agreement with its interval."""
+    value = coefficient(*raters)
+    found = None
+    if value is not None:
+        found = bootstrap_agreement(coefficient, *raters, resamples=RESAMPLES)
+    return Coefficient(value, found and found.low, found and found.high)

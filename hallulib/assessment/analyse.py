@@ -7,21 +7,22 @@ which summary came from which system.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from hallulib.assessment.agreement import compare_grades
+from hallulib.assessment.by_sentence import rate_sentences
+from hallulib.assessment.compare import compare_assessors
 from hallulib.assessment.describe import describe
-from hallulib.assessment.events import SIMULATED, EventLog, Header
-from hallulib.assessment.opening import SYSTEMS, read_generations, read_sealed_key
-from hallulib.assessment.queue import (
-    Slotting,
-    fill_queue,
-    hash_entries,
-    index_rows,
+from hallulib.assessment.opening import SYSTEMS
+from hallulib.assessment.records import (
+    SessionRecord,
+    choose_assessors,
+    keep_current,
+    read_sessions,
 )
-from hallulib.assessment.state import SessionState
 from hallulib.errors import SessionError
+from hallulib.evaluation.calibration import estimate_true_rate
 from hallulib.evaluation.statistics import compare_paired, estimate_proportion
 from hallulib.paths import sha256_text, write_json_atomic
 from hallulib.recipe import Recipe
@@ -29,26 +30,7 @@ from hallulib.run import Run
 from hallulib.stage import stage
 
 SUMMARY = "assessment/summary.json"
-
-
-@dataclass(frozen=True)
-class SessionRecord:
-    """A session as read from its files, without opening it for writing."""
-
-    header: Header
-    queue: list[Slotting]
-    state: SessionState
-    torn_bytes: int
-    digest: str
-
-    def verdicts(self) -> list[tuple[str, str, str, bool]]:
-        """(item id, system, verdict, is a repeat) for every graded summary."""
-        return [
-            (slotting.item_id, slotting.systems[slot - 1], grade.verdict, bool(grade.is_repeat))
-            for slotting, entry in zip(self.queue, self.state.entries, strict=True)
-            for slot, grade in sorted(entry.grades.items())
-            if not entry.skipped
-        ]
+DETECTED = "evaluation/evaluation.jsonl"
 
 
 @dataclass(frozen=True)
@@ -57,8 +39,12 @@ class AssessmentResult:
     person has graded, the simulated one; `assessor_kind` says which ("human", "simulated").
 
     systems: {system, k, n, value, low, high, unsure, ...}, one per system with a definite grade.
-    paired: the comparison of sft with dpo on notes graded under both, or None.
-    detector, intra_rater: agreement as in `Agreement.to_dict()`. sessions: every session found.
+    paired: the comparison of sft with dpo on notes graded under both, or None. by_sentence: see
+    `rate_sentences`.
+    detector, intra_rater: agreement as in `Agreement.to_dict()`. calibrated: per system the rate
+    over all evaluated summaries, the detector corrected by these grades (PPI++). assessors: see
+    `compare_assessors`. adjudicated: verdicts replaced by an adjudicator's. suggested: items graded
+    with the detector's suggestions in view. sessions: every session found.
     """
 
     assessor_kind: str
@@ -75,8 +61,13 @@ class AssessmentResult:
     preferences: dict[str, int]
     detector: dict
     intra_rater: dict
-    sessions: list[dict]
-    grades_sha256: str
+    by_sentence: list[dict] = field(default_factory=list)
+    calibrated: list[dict] = field(default_factory=list)
+    suggested: int = 0
+    adjudicated: int = 0
+    assessors: dict = field(default_factory=dict)
+    sessions: list[dict] = field(default_factory=list)
+    grades_sha256: str = ""
     notes: dict = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
@@ -86,7 +77,7 @@ class AssessmentResult:
     @classmethod
     def from_dict(cls, values: dict) -> AssessmentResult:
         """Read back what `asdict` wrote."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 def analyse_assessment(recipe: Recipe, run: Run) -> AssessmentResult:
@@ -97,7 +88,7 @@ def analyse_assessment(recipe: Recipe, run: Run) -> AssessmentResult:
     """
     if run.path(SUMMARY).exists():
         recorded = json.loads(run.path(SUMMARY).read_text("utf-8"))["grades_sha256"]
-        if recorded != _hash_grades(run.path("assessment")):
+        if recorded != _hash_grades(read_sessions(run)):
             run.forget("assessment")
     return _analyse(recipe, run)
 
@@ -109,57 +100,43 @@ def load_assessment_result(run: Run) -> AssessmentResult:
 
 @stage("assessment", load=load_assessment_result)
 def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
-    rows = index_rows(read_generations(run.require("evaluation/generations.jsonl")))
-    records = [read_session(path) for path in _event_files(run.path("assessment"))]
-    current = [record for record in records if _shows_these(record, rows)]
-    chosen = _choose(current)
-    if chosen is None:
+    records = read_sessions(run)
+    current = keep_current(records, run)
+    assessors = choose_assessors(current)
+    if not assessors:
         raise SessionError(
             "Nobody has graded a summary of this run yet.",
             "Grade some in notebook 07_assessment_widget, or let the scripted assessor do it.",
         )
-    detector = _read_detector(run.require("evaluation/evaluation.jsonl"))
-    listed = [_list_session(record, record in current) for record in records]
-    result = _summarise(chosen, listed, detector, _hash_grades(run.path("assessment")))
+    chosen = assessors[0]
+    settled = find_adjudicated(current, chosen)
+    verdicts = [(i, s, settled.get((i, s), v), repeat) for i, s, v, repeat in chosen.verdicts()]
+    result = _summarise(chosen, verdicts, _read_detector(run.require(DETECTED)))
+    result = replace(
+        result, adjudicated=len(settled), grades_sha256=_hash_grades(records),
+        sessions=[_list_session(record, record in current) for record in records],
+        assessors=compare_assessors(choose_assessors(current, "single")),
+    )
     write_json_atomic(run.path(SUMMARY), asdict(result))
     return result
 
 
-def read_session(events_path: Path) -> SessionRecord:
-    """Read a session's files without locking or changing them; a torn last line is left out.
-
-    Raises SessionError when the blind key is not the one whose hash the header holds.
-    """
-    log = EventLog.read(events_path)
-    queue = read_sealed_key(events_path, log.header)
-    state = SessionState.replay(log.header.mode, len(queue), log.events)
-    lines = [event.model_dump_json() for event in log.events if event.action != "open"]
-    return SessionRecord(log.header, queue, state, log.torn_bytes, sha256_text("\n".join(lines)))
-
-
-def _event_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.events.jsonl"))
+def find_adjudicated(
+    records: list[SessionRecord], chosen: SessionRecord
+) -> dict[tuple[str, str], str]:
+    """(item id, system) -> the verdict an adjudicator gave, of the same kind as the assessor."""
+    return {
+        (item, system): verdict
+        for record in records
+        if record.header.role == "adjudicate"
+        and record.header.assessor_kind == chosen.header.assessor_kind
+        for item, system, verdict, _ in record.verdicts()
+    }
 
 
-def _hash_grades(folder: Path) -> str:
+def _hash_grades(records: list[SessionRecord]) -> str:
     """sha256 of everything done in any session; opening one again does not change it."""
-    return sha256_text("\n".join(read_session(path).digest for path in _event_files(folder)))
-
-
-def _shows_these(record: SessionRecord, rows: dict[tuple[str, str], dict]) -> bool:
-    """Whether a session is about the summaries that the run holds now."""
-    try:
-        entries = fill_queue(record.queue, rows)
-    except SessionError:
-        return False
-    return hash_entries(entries) == record.header.items_sha256
-
-
-def _choose(records: list[SessionRecord]) -> SessionRecord | None:
-    """The fullest session of a person; if no person graded anything, the fullest simulated one."""
-    graded = [record for record in records if record.state.progress().graded]
-    people = [record for record in graded if record.header.assessor_kind != SIMULATED]
-    return max(people or graded, key=lambda r: r.state.progress().graded, default=None)
+    return sha256_text("\n".join(record.digest for record in records))
 
 
 def _read_detector(path: Path) -> dict[tuple[str, str], tuple[str, bool | None]]:
@@ -184,10 +161,9 @@ def _list_session(record: SessionRecord, is_current: bool) -> dict:
 
 
 def _summarise(
-    record: SessionRecord, listed: list[dict], detector: dict, grades_sha256: str
+    record: SessionRecord, verdicts: list[tuple[str, str, str, bool]], detector: dict
 ) -> AssessmentResult:
     progress = record.state.progress()
-    verdicts = record.verdicts()
     result = AssessmentResult(
         assessor_kind=record.header.assessor_kind, assessor=record.header.assessor_id,
         session_id=record.header.session_id, mode=record.header.mode,
@@ -195,8 +171,11 @@ def _summarise(
         unfinished=progress.unfinished, median_seconds=progress.median_seconds,
         systems=_rate_systems(verdicts), paired=_compare_systems(verdicts),
         preferences=_count_preferences(record), detector=_compare_with_detector(verdicts, detector),
-        intra_rater=_compare_repeats(record), sessions=listed, grades_sha256=grades_sha256,
-    )
+        by_sentence=rate_sentences(record), calibrated=calibrate_detector(verdicts, detector),
+        intra_rater=_compare_repeats(record),
+        suggested=sum(e.done and p in record.state.suggested
+                      for p, e in enumerate(record.state.entries)),
+    )  # fmt: skip
     notes = {"assessor_kind": result.assessor_kind, "graded": f"{result.graded}/{result.total}"}
     notes |= {f"rate_{rate['system']}": rate["value"] for rate in result.systems}
     result.notes.update(notes)
@@ -252,6 +231,27 @@ def _compare_with_detector(verdicts: list[tuple[str, str, str, bool]], detector:
             pairs.append((verdict == "hallucinated", called))
     agreement = compare_grades([p[0] for p in pairs], [p[1] for p in pairs])
     return agreement.to_dict() | {"detector": name, "left_out": left_out}
+
+
+def calibrate_detector(verdicts: list[tuple[str, str, str, bool]], detector: dict) -> list[dict]:
+    """Per system the rate over all evaluated summaries: people's grades where there are some, the
+    detector's verdict on the others (PPI++; with too few grades, people's rate alone)."""
+    found = []
+    for system in SYSTEMS:
+        graded = {
+            item: verdict == "hallucinated"
+            for item, name, verdict, repeat in verdicts
+            if name == system and verdict != "unsure" and not repeat
+        }
+        called = {i: bad for (i, name), (_, bad) in detector.items() if name == system}
+        both = [item for item in graded if called.get(item) is not None]
+        others = [bad for i, bad in called.items() if i not in graded and bad is not None]
+        if both:
+            estimate = estimate_true_rate(
+                [graded[i] for i in both], [called[i] for i in both], others
+            )
+            found.append({"system": system, **estimate.to_dict()})
+    return found
 
 
 def _compare_repeats(record: SessionRecord) -> dict:

@@ -44,7 +44,8 @@ SentenceVerdict = Literal["supported", "hallucinated", "unsure", "general_knowle
 ErrorType = Literal["fabrication", "negation", "detail", "causality", "contextual", "other"]
 Severity = Literal["minor", "major"]
 Action = Literal[
-    "open", "grade", "preference", "skip", "flag", "note", "undo", "adjudicate", "export", "unblind"
+    "open", "grade", "preference", "adjudicate", "skip", "flag", "note", "suggest", "undo",
+    "unblind",
 ]
 
 
@@ -91,15 +92,22 @@ class Header(_Row):
     taxonomy_version: int = TAXONOMY_VERSION
     items_sha256: str
     blind_key_sha256: str
+    guideline_sha256: str = ""
     mode: Literal["single", "ab"]
+    role: Literal["assess", "adjudicate", "practice"] = "assess"
     items: int
     repeat_share: float
 
 
 class Event(_Row):
     """One thing that happened. `order_index` is the place in the queue; `slot` is 1 or, beside it,
-    2. `preference` runs from -2 (summary 1 much better) to 2 (summary 2 much better)."""
+    2. `preference` runs from -2 (summary 1 much better) to 2 (summary 2 much better).
 
+    A "grade" without `verdict` is a part of one: the labels or the omissions given so far.
+    `suggested` says whether the detector's suggestions were seen on this item before the action.
+    """
+
+    schema_version: int = SCHEMA_VERSION
     seq: int
     ts_utc: str
     action: Action
@@ -109,10 +117,10 @@ class Event(_Row):
     is_repeat: bool | None = None
     verdict: Verdict | None = None
     labels: tuple[SentenceGrade, ...] = ()
-    omissions: tuple[Omission, ...] = ()
+    omissions: tuple[Omission, ...] | None = None
     preference: Literal[-2, -1, 0, 1, 2] | None = None
-    confidence: Literal[1, 2, 3] | None = None
     flagged: bool | None = None
+    suggested: bool | None = None
     note: str | None = None
     elapsed_ms: int | None = None
     undo_of: int | None = None

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,12 +23,22 @@ class SessionLock:
         self.path = path
         self._token = secrets.token_hex(8)
 
-    def acquire(self) -> None:
-        """Take the lock. Raises SessionError while another living process holds it.
+    def acquire(self, patience: float = 0.0) -> None:
+        """Take the lock, waiting up to `patience` seconds for a process that is just ending (a page
+        loaded anew has a new kernel). Raises SessionError while another living process holds it.
 
         A lock of this very process is taken over too: re-running a notebook cell opens the session
         again, and the object of the earlier run then refuses to write.
         """
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            try:
+                return self._acquire()
+            except SessionError:
+                time.sleep(0.2)
+        self._acquire()
+
+    def _acquire(self) -> None:
         process = psutil.Process()
         owner = {
             "token": self._token,

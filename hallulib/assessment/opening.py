@@ -18,7 +18,8 @@ SYSTEMS = ("sft", "dpo")
 @dataclass(frozen=True)
 class SessionSettings:
     """What decides a session. `name` "" derives one from the assessor, the mode and the items, so
-    that summaries generated anew get a session of their own."""
+    that summaries generated anew get a session of their own. `patience`: seconds to wait for a
+    process that has the session open."""
 
     assessor: str
     mode: str = "single"
@@ -26,6 +27,8 @@ class SessionSettings:
     repeat_share: float = 0.1
     seed: int = 0
     name: str = ""
+    role: str = "assess"
+    patience: float = 0.0
 
 
 def read_generations(path: Path) -> list[dict]:
@@ -34,9 +37,15 @@ def read_generations(path: Path) -> list[dict]:
         return [json.loads(line) for line in file if line.strip()]
 
 
+def read_guideline() -> str:
+    """The page (Markdown) that tells an assessor what counts as what; its hash is in the header."""
+    return Path(__file__).with_name("guideline.md").read_text("utf-8")
+
+
 def default_name(settings: SessionSettings, entries: list[Entry]) -> str:
     assessor = re.sub(r"[^A-Za-z0-9]+", "-", settings.assessor).strip("-").lower() or "assessor"
-    return f"{assessor}-{settings.mode}-{hash_entries(entries)[:8]}"
+    kind = settings.mode if settings.role == "assess" else settings.role
+    return f"{assessor}-{kind}-{hash_entries(entries)[:8]}"
 
 
 def check_name(name: str) -> None:
@@ -53,12 +62,14 @@ def make_header(
     return Header(
         session_id=session_id,
         assessor_id=settings.assessor,
-        assessor_kind=SIMULATED if settings.assessor == SIMULATED else "human",
+        assessor_kind=SIMULATED if settings.assessor.startswith(SIMULATED) else "human",
         created_utc=utc_now(),
         seed=settings.seed,
         items_sha256=hash_entries(entries),
         blind_key_sha256=key_sha256,
+        guideline_sha256=sha256_text(read_guideline()),
         mode=settings.mode,
+        role=settings.role,
         items=settings.items,
         repeat_share=settings.repeat_share,
     )

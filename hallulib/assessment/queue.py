@@ -16,7 +16,7 @@ from hallulib.paths import sha256_text
 # A sentence ends at . ! ? before a space and a capital, digit or bracket, or at a line break;
 # not after a single letter ("t.i.d.") or the common abbreviations.
 _BOUNDARY = re.compile(
-    r"(?<=[.!?])(?<!\b[A-Za-z]\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bvs\.)\s+(?=[A-Z0-9(])|\s*\n\s*"
+    r"(?<=[.!?])(?<![\s.(][A-Za-z]\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bvs\.)\s+(?=[A-Z0-9(])|\s*\n\s*"
 )
 # Notes are shown in blocks: each note once with one system, then once with the other. A session
 # that is broken off thus still holds whole pairs.
@@ -85,13 +85,16 @@ def index_rows(rows: Iterable[dict]) -> dict[tuple[str, str], dict]:
 
 
 def plan_queue(
-    rows: dict[tuple[str, str], dict], systems: tuple[str, ...], mode: str, items: int, seed: int
+    rows: dict[tuple[str, str], dict], systems: tuple[str, ...], mode: str, items: int, seed: int,
+    assessor: str = "",
 ) -> list[Slotting]:
-    """Choose and order what is graded; the same arguments give the same queue.
+    """Choose and order what is graded; the same arguments give the same queue. The seed alone
+    decides which notes are chosen, so that assessors can be compared; each has an own order.
 
     single: `items` summaries, every chosen note once per system, never twice in a row (unless it is
     the only one).
-    ab: `items` notes with both summaries side by side, each system on the left equally often.
+    ab: `items` notes with both summaries side by side, each system on the left equally often (an
+    odd number is rounded down).
     Raises SessionError when no note has a summary of every system.
     """
     known = [{item for item, system in rows if system == name} for name in systems]
@@ -100,9 +103,13 @@ def plan_queue(
         raise SessionError(
             f"No note has summaries of all of {', '.join(systems)}.", "Run notebook 06_evaluation."
         )
-    rng = random.Random(f"queue-{seed}-{mode}")
     wanted = items if mode == "ab" else max(1, items // len(systems))
-    chosen = rng.sample(complete, min(wanted, len(complete)))
+    count = min(wanted, len(complete))
+    if mode == "ab" and count > 1:
+        count -= count % len(systems)
+    chosen = random.Random(f"notes-{seed}-{mode}").sample(complete, count)
+    rng = random.Random(f"order-{seed}-{mode}-{assessor}")
+    rng.shuffle(chosen)
     order = _balance_sides(len(chosen), systems, rng)
     if mode == "ab":
         return [Slotting(item, sides) for item, sides in zip(chosen, order, strict=True)]
@@ -139,11 +146,12 @@ def _order_block(notes: list[str], orders: list[tuple], rng: random.Random) -> l
 def add_repeats(queue: list[Slotting], share: float, seed: int) -> list[Slotting]:
     """Repeat a share of the first half in the last third, unannounced, for intra-rater agreement.
 
-    `repeat_of` is the place of the first showing, in the queue as returned.
+    `repeat_of` is the place of the first showing, in the queue as returned. Pairs are repeated in
+    twos, one of each order of sides, so that mode ab stays balanced.
     """
     count = min(round(share * len(queue)), len(queue) // 2)
     rng = random.Random(f"repeats-{seed}")
-    originals = rng.sample(range(len(queue) // 2), count)
+    originals = _draw_originals(queue, count, rng)
     later = max(len(queue) * 2 // 3, len(queue) // 2)
     # Keys sort the repeats among the originals; nothing in the first half moves.
     placed = [(float(place), slotting) for place, slotting in enumerate(queue)]
@@ -151,6 +159,17 @@ def add_repeats(queue: list[Slotting], share: float, seed: int) -> list[Slotting
         repeat = Slotting(queue[original].item_id, queue[original].systems, repeat_of=original)
         placed.append((later + rng.random() * (len(queue) - later), repeat))
     return [slotting for _, slotting in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _draw_originals(queue: list[Slotting], count: int, rng: random.Random) -> list[int]:
+    """Places in the first half, `count` of them, the sides of pairs in equal numbers."""
+    first_half = range(len(queue) // 2)
+    sides = sorted({slotting.systems for slotting in queue})
+    if not queue or len(queue[0].systems) == 1:
+        return rng.sample(first_half, count)
+    places = [[i for i in first_half if queue[i].systems == own] for own in sides]
+    each = min(count // len(sides), *map(len, places))
+    return [place for own in places for place in rng.sample(own, each)]
 
 
 def fill_queue(queue: list[Slotting], rows: dict[tuple[str, str], dict]) -> list[Entry]:

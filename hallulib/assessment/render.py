@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from html import escape
+from pathlib import Path
+from typing import Any
 
-from hallulib.assessment.queue import Entry
+from hallulib.assessment.events import SIMULATED, Event, SentenceGrade
+from hallulib.assessment.highlight import mark_terms
+from hallulib.assessment.queue import Sentence
 from hallulib.assessment.session import AssessmentSession
 from hallulib.assessment.state import EntryState
 
@@ -12,6 +19,7 @@ VERDICT_TEXTS = {
     "supported": "✓ Supported",
     "hallucinated": "✗ Hallucinated",
     "unsure": "? Unsure",
+    "general_knowledge": "✚ General knowledge",
 }
 PREFERENCE_TEXTS = {
     -2: "⇐ 1 much better",
@@ -20,61 +28,82 @@ PREFERENCE_TEXTS = {
     1: "2 better →",
     2: "2 much better ⇒",
 }
-
-# JupyterLab's own variables, so that light and dark themes both work; the second value serves where
-# there is no JupyterLab. Colour never carries meaning alone: every state is also in words.
-CSS = """
-.hlw, .hlw * { box-sizing: border-box; }
-.hlw { width: 100%; padding: 12px; border: 1px solid var(--jp-border-color1, #767676);
-  border-radius: 6px; background: var(--jp-layout-color1, #fff);
-  color: var(--jp-ui-font-color1, #1b1b1b); font-family: var(--jp-ui-font-family, sans-serif);
-  font-size: 14px; line-height: 1.5; }
-.hlw:focus-visible, .hlw button:focus-visible, .hlw .hlw-pane:focus-visible,
-.hlw input:focus-visible, .hlw select:focus-visible {
-  outline: 3px solid var(--jp-brand-color1, #0b57d0); outline-offset: 2px; }
-.hlw .widget-html, .hlw .jupyter-widget-html { width: auto; height: auto; margin: 0; }
-.hlw .widget-html-content { line-height: 1.5; font-size: 14px; overflow: visible; }
-.hlw-head { display: flex; flex-wrap: wrap; gap: 4px 20px; align-items: baseline; }
-.hlw-head b { font-size: 16px; }
-.hlw-saved { margin-left: auto; }
-.hlw-bar { height: 8px; margin: 6px 0 10px; border-radius: 4px; overflow: hidden;
-  border: 1px solid var(--jp-border-color1, #767676); background: var(--jp-layout-color2, #eee); }
-.hlw-bar div { height: 100%; background: var(--jp-brand-color1, #0b57d0); }
-.hlw-panes { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr);
-  gap: 12px; margin-bottom: 8px; }
-.hlw-panes > div { display: flex; flex-direction: column; }
-.hlw-pane { flex: 1 1 auto; border: 1px solid var(--jp-border-color2, #bdbdbd); border-radius: 4px;
-  padding: 8px 12px; max-height: 42vh; min-height: 9em; overflow: auto; white-space: pre-wrap;
-  overflow-wrap: anywhere; background: var(--jp-layout-color0, #fff);
-  color: var(--jp-content-font-color1, #1b1b1b);
-  font-size: 15px; font-family: var(--jp-content-font-family, sans-serif); }
-.hlw h4 { margin: 0 0 4px; font-size: 13px; font-weight: 600; color: inherit; }
-.hlw-empty { font-style: italic; }
-.hlw-note { border-left: 4px solid currentColor; padding: 2px 8px; margin: 6px 0; }
-.hlw-alert { border: 2px solid var(--jp-error-color1, #b3261e); padding: 4px 8px; margin: 6px 0;
-  border-radius: 4px; }
-.hlw button.jupyter-button, .hlw .hlw-button { width: auto; height: auto; min-height: 32px;
-  padding: 4px 14px; margin: 2px 4px 2px 0; font-size: 14px; line-height: 1.5;
-  border: 1px solid var(--jp-border-color0, #767676); border-radius: 4px; box-shadow: none;
-  background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color0, #000); }
-.hlw button.jupyter-button:hover:enabled { background: var(--jp-layout-color3, #ddd); }
-.hlw button.hlw-main, .hlw .hlw-button.hlw-main { border-width: 2px; font-weight: 600; }
-.hlw button.jupyter-button[disabled] { opacity: 1; font-style: italic; border-style: dashed;
-  color: var(--jp-ui-font-color1, #1b1b1b); }
-.hlw-sentence { align-items: center; border-top: 1px solid var(--jp-border-color2, #bdbdbd); }
-@media (max-width: 700px) { .hlw-panes { grid-auto-flow: row; } .hlw-pane { max-height: 30vh; } }
-"""
+KEY_NAMES = {"Enter": "⏎ Enter", "ArrowUp": "↑", "ArrowDown": "↓"}
 
 
-def render_style() -> str:
-    """The style sheet as an HTML element."""
-    return f"<style>{CSS}</style>"
+@dataclass
+class Button:
+    """One thing the assessor can do. `why_not` says why it cannot be done now, "" when it can;
+    `focus` names a text field that it leads to instead of doing something."""
+
+    name: str
+    text: str
+    key: str
+    hint: str
+    do: Callable[[], Any]
+    press: Callable[[str], None]
+    is_main: bool = False
+    focus: str = ""
+    pressed: bool | None = None
+    why_not: str = ""
+    is_shown: bool = True
+
+    def click(self) -> None:
+        """What a click in the browser does."""
+        self.press(self.name)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What an assessor said of an entry, under a letter instead of a name; for adjudication."""
+
+    label: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that the view shows at one moment."""
+
+    session: AssessmentSession
+    buttons: dict[str, Button]
+    selected: str = ""
+    quick: bool = False
+    suggestions: dict[str, str] | None = None
+    opinions: Sequence[Opinion] = ()
+    is_static: bool = False
+
+
+@cache
+def read_asset(name: str) -> str:
+    """widget.js or widget.css."""
+    return Path(__file__).with_name(name).read_text("utf-8")
+
+
+def render_regions(picture: Picture) -> dict[str, str]:
+    """The four parts of the widget, each as HTML."""
+    return {
+        "head": render_head(picture.session),
+        "panes": render_panes(picture),
+        "work": render_work(picture),
+        "foot": render_foot(picture),
+    }
+
+
+def render_static(picture: Picture) -> str:
+    """A picture of the widget as it is now, without scripts, for executed notebooks."""
+    parts = "".join(render_regions(picture).values())
+    return (
+        f'<style>{read_asset("widget.css")}</style><div class="hlw hlw-static" role="group" '
+        f'aria-label="Static picture of the assessment widget">{parts}'
+        '<div role="status">A static picture. Run this notebook in JupyterLab, or '
+        "<code>make assess</code>, to grade.</div></div>"
+    )
 
 
 def render_head(session: AssessmentSession) -> str:
     """Where the assessor is, how much is left, and that all of it is saved."""
-    progress = session.progress
-    entry = session.current
+    progress, entry = session.progress, session.current
     place = "Finished" if entry is None else f"Item {entry.order_index + 1} of {progress.total}"
     parts = [f"<b>{place}</b>", f"<span>{progress.graded} graded</span>"]
     if progress.skipped:
@@ -83,73 +112,167 @@ def render_head(session: AssessmentSession) -> str:
         parts.append(f"<span>{progress.flagged} flagged</span>")
     if progress.remaining_seconds:
         parts.append(f"<span>about {_duration(progress.remaining_seconds)} left</span>")
-    who = escape(session.header.assessor_id)
-    if session.header.assessor_kind == "simulated":
-        who = "SIMULATED assessor (a script, not a person)"
-    parts.append(f"<span>Assessor: {who}</span>")
+    if session.header.assessor_kind == SIMULATED:
+        parts.append('<span class="hlw-simulated">SIMULATED assessor: a script, no person</span>')
+    else:
+        parts.append(f"<span>Assessor: {escape(session.header.assessor_id)}</span>")
     events = "1 event" if session.saved_events == 1 else f"{session.saved_events} events"
-    parts.append(f'<span class="hlw-saved">✓ Saved ({events} on disk)</span>')
+    parts.append(
+        '<span class="hlw-right"><span class="hlw-keys-on">⌨ keys on</span>'
+        '<span class="hlw-keys-off">⌨ click here to use keys</span><span class="hlw-saved">'
+        f'<span class="hlw-done">✓ Saved ({events} on disk)</span>'
+        '<span class="hlw-wait">… saving</span></span></span>'
+    )
     share = 100 * progress.graded / progress.total if progress.total else 0
-    bar = (
+    return (
+        f'<div class="hlw-head">{"".join(parts)}</div>'
         f'<div class="hlw-bar" role="progressbar" aria-label="Items graded" aria-valuemin="0" '
         f'aria-valuemax="{progress.total}" aria-valuenow="{progress.graded}">'
         f'<div style="width:{share:.1f}%"></div></div>'
     )
-    return f'<div class="hlw-head">{"".join(parts)}</div>{bar}'
 
 
-def render_panes(entry: Entry | None) -> str:
+def render_panes(picture: Picture) -> str:
     """Source and summary (or both summaries) side by side."""
+    entry, state = picture.session.current, picture.session.current_state
     if entry is None:
-        return '<div class="hlw-pane">Every item is graded or skipped. Thank you.</div>'
-    titles = ["Summary"] if len(entry.summaries) == 1 else ["Summary 1", "Summary 2"]
-    panes = [_pane("Source note", entry.source)]
-    panes += [_pane(title, text) for title, text in zip(titles, entry.summaries, strict=True)]
+        return "<p>Every item is graded or skipped. Thank you.</p>"
+    if picture.session.mode == "ab":
+        texts = [("Summary 1", entry.summaries[0]), ("Summary 2", entry.summaries[1])]
+        panes = [
+            _pane("Source note", escape(entry.source)),
+            *(_pane(t, escape(x)) for t, x in texts),
+        ]
+    elif picture.quick or not entry.sentences():
+        panes = [
+            _pane("Source note", escape(entry.source)),
+            _pane("Summary", escape(entry.summaries[0])),
+        ]
+    else:
+        sentences = entry.sentences()
+        chosen = next((s.text for s in sentences if s.statement_id == picture.selected), "")
+        rows = "".join(_sentence(s, state, picture) for s in sentences)
+        panes = [
+            _pane(
+                "Source note (words of the chosen sentence are marked)",
+                mark_terms(entry.source, chosen),
+            ),
+            _pane("Summary, sentence by sentence", rows, "hlw-list"),
+        ]
     return f'<div class="hlw-panes">{"".join(panes)}</div>'
 
 
-def render_answer(state: EntryState | None) -> str:
-    """What has already been said about the item that is shown, in words."""
+def render_work(picture: Picture) -> str:
+    """What has been said about the item, what others said of it, and the buttons to answer with."""
+    state = picture.session.current_state
+    if picture.session.mode == "ab":
+        return _said(state) + _row("Which is better?", picture, "prefer_")
+    name = (
+        "Whole summary" if picture.quick or not picture.selected else f"Sentence {picture.selected}"
+    )
+    rows = [_said(state), *map(_opinion, picture.opinions), _row(name, picture, "verdict_")]
+    return "".join(
+        [*rows, _row("Error type", picture, "type_"), _row("Severity", picture, "severity_")]
+    )
+
+
+def render_foot(picture: Picture) -> str:
+    """Going on, and what can be written down."""
+    state = picture.session.current_state
+    fields = [_field("note", "Note", state.note if state else "", picture)]
+    if picture.session.mode == "single":
+        omissions = "; ".join(o.text for o in state.omissions) if state else ""
+        fields.append(_field("omissions", "Left out of the summary", omissions, picture))
+    return f'{_row("", picture, "go_")}<div class="hlw-fields">{"".join(fields)}</div>'
+
+
+def describe_label(label: SentenceGrade) -> str:
+    """A sentence's grade in words."""
+    said = [VERDICT_TEXTS[label.verdict], label.type, label.severity]
+    return " · ".join(part for part in said if part)
+
+
+def _sentence(sentence: Sentence, state: EntryState | None, picture: Picture) -> str:
+    sid, label = sentence.statement_id, state.labels.get(sentence.statement_id) if state else None
+    said = [describe_label(label) if label else "<i>not graded yet</i>"]
+    if picture.suggestions is not None:
+        said.append(f"<i>detector: {escape(picture.suggestions.get(sid, 'no objection'))}</i>")
+    for opinion in picture.opinions:
+        given = [g for g in opinion.event.labels if g.statement_id == sid]
+        said += [f"<i>{escape(opinion.label)}: {describe_label(g)}</i>" for g in given]
+    current = sid == picture.selected
+    tag, attributes = (
+        "button",
+        f'type="button" data-act="sentence:{sid}" tabindex="{0 if current else -1}"',
+    )
+    if picture.is_static:
+        tag, attributes = "div", ""
+    return (
+        f'<{tag} {attributes} class="hlw-s hlw-{label.verdict if label else "open"}" '
+        f'aria-current="{str(current).lower()}"><b>{sid}</b><span>{escape(sentence.text)}'
+        f'<span class="hlw-said">{" · ".join(said)}</span></span></{tag}>'
+    )
+
+
+def _said(state: EntryState | None) -> str:
     if state is None:
         return ""
     said = [f"Graded: {VERDICT_TEXTS[grade.verdict]}" for _, grade in sorted(state.grades.items())]
     if state.preference is not None:
         said.append(f"Preferred: {PREFERENCE_TEXTS[state.preference.preference]}")
-    if state.skipped:
-        said.append("Skipped")
-    if state.flagged:
-        said.append("⚑ Flagged")
-    return f'<div class="hlw-note">{escape(" · ".join(said))}</div>' if said else ""
+    said += ["Skipped"] * state.skipped + ["⚑ Flagged"] * state.flagged
+    return f'<div class="hlw-peers">{escape(" · ".join(said))}</div>' if said else ""
 
 
-def render_message(text: str, is_alert: bool = False) -> str:
-    """A line that a screen reader speaks: politely, or at once when something was not saved."""
-    role, css = ("alert", "hlw-alert") if is_alert else ("status", "hlw-status")
-    live = "assertive" if is_alert else "polite"
-    return f'<div role="{role}" aria-live="{live}" class="{css}">{escape(text)}</div>'
+def _opinion(opinion: Opinion) -> str:
+    event = opinion.event
+    said = [f"{opinion.label}: {VERDICT_TEXTS[event.verdict]}"] + [event.note] * bool(event.note)
+    return f'<div class="hlw-peers">{escape(" · ".join(said))}</div>'
 
 
-def render_static(session: AssessmentSession, labels: list[str]) -> str:
-    """A picture of the widget as it is now, for executed notebooks, with these button labels."""
-    buttons = "".join(
-        f'<span class="hlw-button" style="display:inline-block">{escape(text)}</span>'
-        for text in labels
-    )
-    return (
-        f'{render_style()}<div class="hlw hlw-static" role="group" '
-        f'aria-label="Static picture of the assessment widget">'
-        f"{render_head(session)}{render_panes(session.current)}"
-        f'{render_answer(session.current_state)}<div style="margin-top:8px">{buttons}</div>'
-        "<div><i>A static picture. Run this notebook in JupyterLab to grade.</i></div></div>"
-    )
+def _row(name: str, picture: Picture, prefix: str) -> str:
+    own = [b for n, b in picture.buttons.items() if n.startswith(prefix) and b.is_shown]
+    if not own:
+        return ""
+    title = f'<span class="hlw-name">{escape(name)}</span>' if name else ""
+    buttons = "".join(_button(b, picture.is_static) for b in own)
+    return f'<div class="hlw-row" role="group" aria-label="{escape(name)}">{title}{buttons}</div>'
 
 
-def _pane(title: str, text: str) -> str:
-    body = escape(text) if text.strip() else '<span class="hlw-empty">(empty)</span>'
+def _button(button: Button, is_static: bool = False) -> str:
+    key = f" <kbd>{escape(KEY_NAMES.get(button.key, button.key))}</kbd>" if button.key else ""
+    css = "hlw-b hlw-main" if button.is_main else "hlw-b"
+    if is_static:
+        return f'<span class="{css}">{escape(button.text)}{key}</span>'
+    attributes = [f'data-act="{button.name}"', f'title="{escape(button.why_not or button.hint)}"']
+    if button.key:
+        attributes.append(f'aria-keyshortcuts="{escape(button.key)}"')
+    if button.focus:
+        attributes.append(f'data-focus="{button.focus}"')
+    if button.pressed is not None:
+        attributes.append(f'aria-pressed="{str(button.pressed).lower()}"')
+    if button.why_not:
+        attributes.append('aria-disabled="true"')
+    start = f'<button type="button" class="{css}" {" ".join(attributes)}>'
+    return f"{start}{escape(button.text)}{key}</button>"
+
+
+def _field(name: str, label: str, value: str, picture: Picture) -> str:
+    buttons, text = picture.buttons, escape(value)
+    after = buttons.get(f"after_{name}")
+    box = f'<input name="{name}" aria-label="{label}" value="{text}" autocomplete="off">'
+    parts = [_button(buttons[name], picture.is_static)]
+    parts.append(f"<span>{text}</span>" if picture.is_static else box)
+    parts += [_button(after, picture.is_static)] if after else []
+    return f'<div class="hlw-field">{"".join(parts)}</div>'
+
+
+def _pane(title: str, body: str, css: str = "") -> str:
     label = escape(title)
+    body = body if body.strip() else '<span class="hlw-empty">(empty)</span>'
     return (
-        f'<div><h4>{label}</h4><div class="hlw-pane" tabindex="0" role="region" '
-        f'aria-label="{label}">{body}</div></div>'
+        f'<div><div class="hlw-title">{label}</div><div class="hlw-pane {css}" tabindex="0" '
+        f'role="region" aria-label="{label}" data-scroll="{label}">{body}</div></div>'
     )
 
 

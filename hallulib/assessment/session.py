@@ -1,7 +1,7 @@
 """The assessment session: a pure state machine over an event file. It knows nothing of widgets.
 
-`open_session(run, recipe)` starts a session or continues it at the same item. Every action is on
-the disk before the method returns; the names of the systems stay sealed until `unblind()`.
+Every action is on the disk before the method returns; opened again, the session is at the same
+item. The names of the systems stay sealed until `unblind()`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from hallulib.assessment.opening import (
     default_name,
     key_path,
     make_header,
-    read_generations,
     read_sealed_key,
 )
 from hallulib.assessment.queue import (
@@ -46,48 +45,30 @@ from hallulib.assessment.queue import (
 from hallulib.assessment.state import EntryState, Progress, SessionState
 from hallulib.errors import SessionError
 from hallulib.paths import sha256_text, write_text_atomic
-from hallulib.recipe import Recipe
-from hallulib.run import Run
-
-
-def open_session(run: Run, recipe: Recipe, assessor: str = "", name: str = "") -> AssessmentSession:
-    """Start or continue the session of `assessor` (default: the recipe's) on this run's summaries.
-
-    An assessor called "simulated" is recorded as such. Raises MissingArtifact before notebook 06,
-    SessionError when the session is open elsewhere or belongs to other summaries.
-    """
-    rows = read_generations(run.require("evaluation/generations.jsonl"))
-    chosen = recipe.assessment
-    settings = SessionSettings(
-        assessor=assessor or chosen.assessor, mode=chosen.mode, items=chosen.items,
-        repeat_share=chosen.repeat_share, seed=recipe.seed, name=name,
-    )
-    return AssessmentSession(run.path("assessment"), rows, settings)
 
 
 class AssessmentSession:
     """One assessor's pass through one blinded queue, kept in `<folder>/<session>.events.jsonl`.
-
     Use it in a `with` block or call `close()`; a crash leaves a lock that the next opening removes.
     `warnings` says what was noticed on opening, as a line torn by a crash.
     """
 
     def __init__(
         self, folder: Path, rows: Iterable[dict], settings: SessionSettings,
-        clock: Callable[[], float] = time.monotonic,
+        queue: list[Slotting] | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`queue` None: planned from the settings (an adjudication brings its own)."""
         self.warnings: list[str] = []
         self._clock = clock
         indexed = index_rows(rows)
-        queue = plan_queue(indexed, SYSTEMS, settings.mode, settings.items, settings.seed)
-        queue = add_repeats(queue, settings.repeat_share, settings.seed)
+        queue = _plan(indexed, settings) if queue is None else queue
         self.session_id = settings.name or default_name(settings, fill_queue(queue, indexed))
         check_name(self.session_id)
-        self._path = folder / f"{self.session_id}.events.jsonl"
+        self.events_path = folder / f"{self.session_id}.events.jsonl"
         self._lock = SessionLock(folder / f"{self.session_id}.lock")
-        self._lock.acquire()
+        self._lock.acquire(settings.patience)
         try:
-            if self._path.exists():
+            if self.events_path.exists():
                 self._resume(indexed, settings)
             else:
                 self._start(queue, indexed, settings)
@@ -103,26 +84,26 @@ class AssessmentSession:
         """Write the key, then the header that seals it."""
         self._queue, self.entries = queue, fill_queue(queue, rows)
         key = write_blind_key(self.session_id, queue)
-        write_text_atomic(key_path(self._path), key)
+        write_text_atomic(key_path(self.events_path), key)
         header = make_header(self.session_id, settings, self.entries, sha256_text(key))
-        self._log = EventLog.create(self._path, header)
+        self._log = EventLog.create(self.events_path, header)
 
     def _resume(self, rows: dict, settings: SessionSettings) -> None:
         """Read the files back; the queue is the one in the key, not one drawn anew."""
-        self._log = EventLog.read(self._path)
+        self._log = EventLog.read(self.events_path)
         found = self._log.header
-        self._queue = read_sealed_key(self._path, found)
+        self._queue = read_sealed_key(self.events_path, found)
         self.entries = fill_queue(self._queue, rows)
         asked = make_header(self.session_id, settings, self.entries, found.blind_key_sha256)
-        check_header(found, asked, self._path)
+        check_header(found, asked, self.events_path)
         self._report_torn_line()
         self._log.repair()
 
     def _report_torn_line(self) -> None:
         if self._log.torn_bytes:
             self.warnings.append(
-                f"The last line of {self._path.name} was torn by a crash ({self._log.torn_bytes} "
-                "bytes); that one action is lost, all before it are kept."
+                f"The last line of {self.events_path.name} was torn by a crash "
+                f"({self._log.torn_bytes} bytes); that one action is lost, all before it are kept."
             )
 
     # --- what the view may know -----------------------------------------------------------------
@@ -159,11 +140,6 @@ class AssessmentSession:
         """Events on the disk. An action that returned is among them."""
         return len(self._log.events)
 
-    @property
-    def events_path(self) -> Path:
-        """The event file."""
-        return self._path
-
     # --- actions --------------------------------------------------------------------------------
 
     def grade(
@@ -177,10 +153,26 @@ class AssessmentSession:
         """
         check_consistent(verdict, sentences)
         self._check_sentences(sentences, slot)
+        action = "adjudicate" if self.header.role == "adjudicate" else "grade"
         self._act(
-            "grade", verdict=verdict, labels=tuple(sentences), omissions=tuple(omissions),
+            action, verdict=verdict, labels=tuple(sentences), omissions=tuple(omissions),
             note=note, slot=slot,
         )
+
+    def grade_part(
+        self, sentence: SentenceGrade | None = None, omissions: Sequence[Omission] | None = None
+    ) -> None:
+        """Save the grade of one sentence, or what was left out; the entry stays open."""
+        self._check_sentences([sentence] if sentence else [], slot=1)
+        labels = (sentence,) if sentence else ()
+        left_out = None if omissions is None else tuple(omissions)
+        self._act("grade", labels=labels, omissions=left_out, slot=1)
+
+    def suggest(self, shown: bool) -> None:
+        """Show or hide the detector's suggestions. Whether an item was graded with them in view
+        stands in its events."""
+        self._check_blind()
+        self._append("suggest", suggested=shown)
 
     def prefer(self, preference: int, note: str | None = None) -> None:
         """Mode ab: -2 (summary 1 is much better) to 2 (summary 2 is), 0 for no difference."""
@@ -260,6 +252,7 @@ class AssessmentSession:
         self._append(
             action, order_index=entry.order_index, item_id=entry.item_id,
             is_repeat=entry.is_repeat, elapsed_ms=round((self._clock() - self._shown_at) * 1000),
+            suggested=entry.order_index in self.state.suggested or None,
             **fields,
         )
         if self.state.cursor != entry.order_index:
@@ -295,3 +288,10 @@ class AssessmentSession:
                     f"{grade.start}-{grade.end}.",
                     "Take the offsets from entry.sentences().",
                 )
+
+
+def _plan(rows: dict[tuple[str, str], dict], settings: SessionSettings) -> list[Slotting]:
+    queue = plan_queue(
+        rows, SYSTEMS, settings.mode, settings.items, settings.seed, settings.assessor
+    )
+    return add_repeats(queue, settings.repeat_share, settings.seed)

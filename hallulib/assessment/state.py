@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
-from hallulib.assessment.events import Event
+from hallulib.assessment.events import Event, Omission, SentenceGrade
 from hallulib.errors import SessionError
 
-_ANSWERS = ("grade", "preference", "skip")
-# What undo takes back; "open" and "unblind" stay.
+_ANSWERS = ("grade", "preference", "adjudicate", "skip")
+# What undo takes back; "open", "suggest" (what was seen was seen) and "unblind" stay.
 _UNDOABLE = (*_ANSWERS, "flag", "note")
 
 
@@ -38,10 +38,15 @@ class Progress:
 
 @dataclass
 class EntryState:
-    """What the assessor has said about one entry; `grades` by slot (1, and 2 in mode ab)."""
+    """What the assessor has said about one entry; `grades` by slot (1, and 2 in mode ab).
+
+    `labels` (by statement id) and `omissions` are what stands so far, before the entry is done too.
+    """
 
     mode: str
     grades: dict[int, Event] = field(default_factory=dict)
+    labels: dict[str, SentenceGrade] = field(default_factory=dict)
+    omissions: tuple[Omission, ...] = ()
     preference: Event | None = None
     skipped: bool = False
     flagged: bool = False
@@ -58,15 +63,25 @@ class EntryState:
         """Take in one event of this entry; a later answer replaces an earlier one."""
         if event.action == "flag":
             self.flagged = bool(event.flagged)
-        elif event.action == "grade":
-            self.grades[event.slot or 1] = event
         elif event.action == "preference":
             self.preference = event
-        if event.action in _ANSWERS:
+        elif event.verdict is not None:
+            self.grades[event.slot or 1] = event
+        if event.slot in (None, 1):
+            self.labels |= {label.statement_id: label for label in event.labels}
+        if event.omissions is not None:
+            self.omissions = event.omissions
+        if is_answer(event):
             self.skipped = event.action == "skip"
             self.elapsed_ms = event.elapsed_ms or 0
         if event.note is not None:
             self.note = event.note
+
+
+def is_answer(event: Event) -> bool:
+    """Whether an event can end an entry; a part of a grade does not."""
+    partial = event.action == "grade" and event.verdict is None
+    return event.action in _ANSWERS and not partial
 
 
 class SessionState:
@@ -77,6 +92,8 @@ class SessionState:
         self.entries = [EntryState(mode) for _ in range(total)]
         self.cursor: int | None = 0 if total else None
         self.unblinded = False
+        self.suggesting = False  # whether suggestions are shown now
+        self.suggested: set[int] = set()  # entries on which they have been seen
         self._actions: list[Event] = []  # those not undone, in order
         self._by_entry: list[list[Event]] = [[] for _ in range(total)]
 
@@ -100,12 +117,16 @@ class SessionState:
             raise _inconsistent(event, f"there is no entry {place}")
         if event.action == "unblind":
             self.unblinded = True
+        elif event.action == "suggest":
+            self.suggesting = bool(event.suggested)
         elif event.action == "open" and place is not None:
             self.cursor = place
         elif event.action == "undo":
             self._undo(event)
         elif event.action in _UNDOABLE:
             self._act(event)
+        if self.suggesting and self.cursor is not None:
+            self.suggested.add(self.cursor)
 
     def progress(self) -> Progress:
         """Counts, and the median time of an answered entry in seconds."""
@@ -125,7 +146,7 @@ class SessionState:
         self._by_entry[event.order_index].append(event)
         entry = self.entries[event.order_index]
         entry.apply(event)
-        if event.action in _ANSWERS and (entry.done or entry.skipped):
+        if is_answer(event) and (entry.done or entry.skipped):
             self.cursor = self._next_pending(event.order_index)
 
     def _undo(self, event: Event) -> None:

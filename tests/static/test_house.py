@@ -41,7 +41,9 @@ GROUND = {"hallulib.dpo.losses"} | {
 # The row schema is every stage's; it stands beside the detectors, whose Source it fills.
 SHARED = {"hallulib.data.schema"}
 # Installed because something starts or loads them, not because our code imports them.
-STARTED = {"accelerate", "bitsandbytes", "jupyterlab", "tensorboard", "ipykernel"}
+STARTED = {
+    "accelerate", "bitsandbytes", "ipykernel", "ipywidgets", "jupyterlab", "tensorboard", "voila",
+}  # fmt: skip
 
 
 def name_of(path):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from hallulib.assessment.agreement import cohen_kappa, compare_grades, percent_agreement
+from hallulib.assessment.agreement import compare_grades
 from hallulib.assessment.analyse import analyse_assessment, load_assessment_result
-from hallulib.assessment.session import open_session
 from hallulib.assessment.simulate import judge_by_evaluation, simulate_assessment
+from hallulib.assessment.start import open_session
 from hallulib.errors import MissingArtifact, SessionError
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
@@ -17,28 +17,22 @@ pytestmark = pytest.mark.unit
 RIGHT, WRONG = "Heart rate 80.", "Allergy to penicillin."
 
 
-def test_high_agreement_at_low_prevalence_has_a_low_kappa():
-    # 100 items, both say yes 5 times, 3 of them on the same item (reference/evaluation.md 4.5: .37)
+def test_kappa_carries_its_interval_and_falls_where_one_grade_is_rare():
+    # 100 items, both say yes 5 times, 2 of them on the same item (reference/evaluation.md 4.5: .37)
     first = ["yes"] * 5 + ["no"] * 95
     second = ["yes"] * 2 + ["no"] * 3 + ["yes"] * 3 + ["no"] * 92
-    assert percent_agreement(first, second) == pytest.approx(0.94)
-    assert cohen_kappa(first, second) == pytest.approx(0.3684, abs=1e-4)
-
-
-def test_kappa_of_textbook_tables():
-    # 20 both yes, 15 both no, 5 and 10 mixed of 50: kappa 0.4
-    first = ["y"] * 25 + ["n"] * 25
-    second = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
-    assert cohen_kappa(first, second) == pytest.approx(0.4)
-    assert cohen_kappa("yynn", "yynn") == 1
-    assert cohen_kappa("yynn", "nnyy") == -1
+    found = compare_grades(first, second)
+    assert found.share == pytest.approx(0.94)
+    assert found.kappa.value == pytest.approx(0.3684, abs=1e-4)
+    assert found.kappa.low < 0.3 < found.kappa.high
+    assert found.kappa_text.startswith("0.37 (")
 
 
 def test_kappa_without_variation_is_undefined_not_nan_and_not_one():
     agreement = compare_grades(["ok"] * 5, ["ok"] * 5)
-    assert agreement.kappa is None and agreement.share == 1
+    assert agreement.kappa.value is None and agreement.share == 1
     assert agreement.kappa_text == "undefined (no variation)"
-    assert cohen_kappa(["ok"] * 5, ["bad"] * 5) == 0  # two constant raters who differ: defined
+    assert compare_grades(["ok"] * 5, ["bad"] * 5).kappa.value == 0  # constant, yet they differ
 
 
 def test_agreement_carries_its_interval_and_its_n():
@@ -47,7 +41,7 @@ def test_agreement_carries_its_interval_and_its_n():
     assert agreement.low == pytest.approx(0.3127, abs=1e-4)
     assert agreement.high == pytest.approx(0.8318, abs=1e-4)
     assert compare_grades([], []).kappa_text == "no items"
-    with pytest.raises(ValueError, match="equally long"):
+    with pytest.raises(ValueError, match="equally long|argument 2"):
         compare_grades([1], [1, 2])
 
 
@@ -62,8 +56,9 @@ def make_run(tmp_path, notes=12, **changes):
             bad = system == "sft" and number % 4 != 0
             text = f"{RIGHT} {WRONG}" if bad else RIGHT
             generations.append(
-                {"id": f"n{number}", "system": system, "context": f"Note {number}.", "text": text}
-            )
+                {"id": f"n{number}", "system": system, "context": f"Note {number}.", "text": text,
+                 "prompt": "Summarise."}
+            )  # fmt: skip
             verdicts.append(make_verdict(f"n{number}", system, text))
     write_evaluation(run, recipe, generations, verdicts)
     return recipe, run

@@ -1,11 +1,23 @@
-"""The widget's logic, driven by clicking its buttons; no browser."""
+"""The widget's logic, driven by its buttons, keys and fields; no browser."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
+from hallulib.assessment.events import ERROR_TYPES
+from hallulib.assessment.highlight import find_terms, mark_terms
+from hallulib.assessment.practice import (
+    explain_grades,
+    key_of,
+    open_practice,
+    score_practice,
+)
 from hallulib.assessment.session import AssessmentSession, SessionSettings
+from hallulib.assessment.simulate import Judged
 from hallulib.assessment.widget import AssessmentWidget
+from hallulib.recipe import load_recipe
+from hallulib.run import Run
 
 pytestmark = pytest.mark.unit
 
@@ -25,182 +37,237 @@ def make_rows():
     ]
 
 
-def open_widget(folder, rows=None, **changes):
+def open_widget(folder, rows=None, quick=False, suggest=None, **changes):
     session = AssessmentSession(folder, rows or make_rows(), replace(SETTINGS, **changes))
-    return AssessmentWidget(session)
+    return AssessmentWidget(session, quick=quick, suggest=suggest)
+
+
+def press(widget, *keys):
+    for key in keys:
+        widget.press_key(key)
 
 
 def visible(widget):
-    """All HTML that the widget shows."""
-    parts = (widget._head, widget._panes, widget._answer, widget._message)
-    return " ".join(part.value for part in parts)
+    """All that the widget shows and says."""
+    return " ".join([*widget.regions.values(), *widget.message])
 
 
-def test_a_click_grades_saves_and_shows_the_next_item(tmp_path):
+def test_keys_grade_sentence_by_sentence_and_enter_saves_and_goes_on(tmp_path):
     widget = open_widget(tmp_path)
     first = widget.session.current
-    widget.buttons["hallucinated"].click()
-    assert widget.session.state.entries[0].grades[1].verdict == "hallucinated"
-    assert first.summaries[0] not in widget._panes.value
-    assert widget.session.current.summaries[0] in widget._panes.value
-    assert "1 graded" in visible(widget) and "Item 2 of 15" in visible(widget)
-    assert '"verdict":"hallucinated"' in widget.session.events_path.read_text()
+    press(widget, "1", "2", "d", "a", "Enter")
+    grade = widget.session.state.entries[0].grades[1]
+    assert grade.verdict == "hallucinated"
+    assert [(g.verdict, g.type, g.severity) for g in grade.labels] == [
+        ("supported", None, None), ("hallucinated", "detail", "major"),
+    ]  # fmt: skip
+    assert widget.session.current != first and "Item 2 of 15" in visible(widget)
 
 
-def test_undo_goes_back_and_skip_goes_on(tmp_path):
+def test_every_sentence_grade_is_on_the_disk_before_the_item_is_saved(tmp_path):
     widget = open_widget(tmp_path)
-    assert widget.buttons["undo"].disabled
-    widget.buttons["supported"].click()
-    widget.buttons["skip"].click()
-    assert "1 skipped" in visible(widget) and "Item 3" in visible(widget)
-    widget.buttons["undo"].click()
-    widget.buttons["undo"].click()
-    assert "0 graded" in visible(widget) and "Item 1 of" in visible(widget)
-    assert widget.buttons["undo"].disabled
+    widget.buttons["verdict_supported"].click()
+    assert '"verdict":"supported"' in widget.session.events_path.read_text()
+    again = open_widget(tmp_path)  # a new kernel
+    assert list(again.labels()) == ["s1"] and again.selected == "s2"
+    assert again.session.progress.graded == 0
 
 
-def test_a_new_kernel_shows_the_same_item_and_the_same_counts(tmp_path):
+def test_undo_takes_back_one_sentence_then_the_one_before(tmp_path):
     widget = open_widget(tmp_path)
-    widget.buttons["supported"].click()
-    widget.note.value = "look again"
-    again = open_widget(tmp_path)
-    assert again.session.current == widget.session.current
-    assert again.note.value == "look again" and "1 graded" in visible(again)
+    assert widget.buttons["go_undo"].why_not
+    press(widget, "1", "3", "Enter", "u")
+    assert widget.session.progress.graded == 0 and list(widget.labels()) == ["s1", "s2"]
+    press(widget, "u")
+    assert list(widget.labels()) == ["s1"] and widget.selected == "s2"
+    press(widget, "u", "u")
+    assert not widget.labels() and "nothing to undo" in visible(widget)
 
 
-def test_a_line_torn_by_a_crash_is_announced_when_the_session_is_opened(tmp_path):
+def test_a_whole_summary_is_graded_by_one_key_in_quick_mode(tmp_path):
+    widget = open_widget(tmp_path, quick=True)
+    assert "General knowledge" not in visible(widget) and "type_" not in visible(widget)
+    widget.buttons["verdict_hallucinated"].click()
+    press(widget, "3")
+    assert [widget.session.state.entries[i].grades[1].verdict for i in (0, 1)] == [
+        "hallucinated", "unsure",
+    ]  # fmt: skip
+    press(widget, "q")
+    assert not widget.quick and "not graded yet" in visible(widget)
+
+
+def test_saving_with_a_sentence_left_is_refused_aloud_and_goes_there(tmp_path):
     widget = open_widget(tmp_path)
-    widget.note.value = "dose?"
-    widget.buttons["supported"].click()
-    path = widget.session.events_path
-    path.write_bytes(path.read_bytes()[:-5])
-    again = open_widget(tmp_path)
-    assert 'role="alert"' in visible(again) and "torn by a crash" in visible(again)
-    assert again.note.value == "dose?" and "0 graded" in visible(again)
+    press(widget, "ArrowDown", "1", "ArrowDown", "Enter")
+    assert widget.message[0] == "alert" and "Not graded yet: s1" in widget.message[1]
+    assert widget.selected == "s1" and widget.session.progress.graded == 0
 
 
-def test_text_with_markup_is_shown_as_text(tmp_path):
-    bad = "<script>alert(1)</script> BP < 120 & stable"
-    rows = [row | {"context": bad, "text": bad} for row in make_rows()]
-    widget = open_widget(tmp_path, rows, assessor="<b>Ann</b>")
-    widget.buttons["by_sentence"].click()
-    rows_html = " ".join(row.children[0].value for row in widget.sentences.rows)
-    for html in (visible(widget), widget.static_html(), rows_html):
-        assert "<script" not in html and "<b>Ann" not in html
-    assert visible(widget).count("BP &lt; 120 &amp; stable") == 2
-
-
-def test_no_system_name_reaches_the_view(tmp_path):
+def test_a_type_is_refused_for_a_sentence_that_is_not_hallucinated(tmp_path):
     widget = open_widget(tmp_path)
-    while widget.session.current:
-        shown = visible(widget) + widget.static_html()
-        assert "sft" not in shown and "dpo" not in shown
-        widget.buttons["supported"].click()
+    saved = widget.session.saved_events
+    press(widget, "d")
+    assert "only for a hallucinated sentence" in widget.message[1]
+    assert widget.session.saved_events == saved
 
 
-def test_the_finished_view_offers_the_skipped_items(tmp_path):
-    widget = open_widget(tmp_path, items=4, repeat_share=0)
-    assert widget.buttons["revisit"].layout.display == "none"
-    widget.buttons["skip"].click()
-    while widget.session.current:
-        widget.buttons["supported"].click()
-    assert "Finished" in visible(widget) and widget.buttons["supported"].disabled
-    assert widget.buttons["revisit"].layout.display == ""
-    assert widget.buttons["skip"].layout.display != "none"
-    widget.buttons["revisit"].click()
+def test_another_verdict_forgets_the_type_of_the_one_before(tmp_path):
+    widget = open_widget(tmp_path)
+    press(widget, "2", "f", "4")
+    assert widget.labels()["s1"].verdict == "general_knowledge"
+    assert widget.labels()["s1"].type is None
+
+
+def test_what_was_meant_for_another_item_is_left_undone(tmp_path):
+    widget = open_widget(tmp_path, quick=True)
+    place = widget.place
+    widget.receive({"key": "1", "place": place})
+    widget.receive({"key": "1", "place": place})  # sent before the next item was seen
+    assert widget.session.progress.graded == 1
+    assert widget.answered == 3  # yet every message is answered
+
+
+def test_skip_goes_on_and_the_skipped_are_offered_at_the_end(tmp_path):
+    widget = open_widget(tmp_path, quick=True, items=4, repeat_share=0)
+    assert not widget.buttons["go_revisit"].is_shown
+    press(widget, "s", "1", "1", "1")
+    assert "Finished" in visible(widget) and widget.buttons["verdict_supported"].why_not
+    press(widget, "1")
+    assert "every item is done" in widget.message[1]
+    press(widget, "v")
     assert "Item 1 of 4" in visible(widget) and "Skipped" in visible(widget)
-    widget.buttons["unsure"].click()
+    press(widget, "3")
     assert widget.session.progress.unfinished == 0
 
 
-def test_sentence_grades_make_the_verdict_and_are_saved_with_type_and_severity(tmp_path):
-    widget = open_widget(tmp_path)
-    entry = widget.session.current
-    widget.buttons["by_sentence"].click()
-    first, second = widget.sentences.rows
-    assert first.type.layout.display == "none"
-    first.verdict.value = "general_knowledge"
-    second.verdict.value = "hallucinated"
-    assert second.type.layout.display == ""
-    second.type.value, second.severity.value = "detail", "major"
-    widget.omissions.value = "allergy; age"
-    widget.sentences.save.click()
-    grade = widget.session.state.entries[0].grades[1]
-    assert grade.verdict == "hallucinated" and widget.session.current != entry
-    assert [label.verdict for label in grade.labels] == ["general_knowledge", "hallucinated"]
-    assert (grade.labels[1].type, grade.labels[1].severity) == ("detail", "major")
-    assert grade.labels[1].text == entry.sentences()[1].text
-    assert [omission.text for omission in grade.omissions] == ["allergy", "age"]
-    assert widget.omissions.value == ""
-    widget.buttons["undo"].click()
-    assert widget.session.current == entry
+def test_a_line_torn_by_a_crash_is_announced_when_the_session_is_opened(tmp_path):
+    widget = open_widget(tmp_path, quick=True)
+    widget.enter("note", "dose?")
+    press(widget, "1")
+    path = widget.session.events_path
+    path.write_bytes(path.read_bytes()[:-5])
+    again = open_widget(tmp_path)
+    assert again.message[0] == "alert" and "torn by a crash" in again.message[1]
+    assert 'value="dose?"' in visible(again) and "0 graded" in visible(again)
 
 
-def test_a_sentence_without_verdict_is_refused_aloud_and_what_was_chosen_stays(tmp_path):
-    widget = open_widget(tmp_path)
-    widget.buttons["by_sentence"].click()
-    widget.sentences.rows[0].verdict.value = "supported"
-    widget.sentences.save.click()
-    assert 'role="alert"' in visible(widget) and "Sentence s2 has no verdict" in visible(widget)
-    assert widget.sentences.rows[0].verdict.value == "supported"
-    assert widget.session.progress.graded == 0
-    widget.sentences.rows[1].verdict.value = "unsure"
-    widget.sentences.save.click()
-    assert widget.session.state.entries[0].grades[1].verdict == "unsure"
-    assert "alert" not in visible(widget)
+def test_text_with_markup_is_shown_as_text(tmp_path):
+    bad = '<script>alert(1)</script> BP < 120 & "stable".'
+    rows = [row | {"context": bad, "text": bad} for row in make_rows()]
+    for mode, quick in (("single", False), ("single", True), ("ab", False)):
+        widget = open_widget(
+            tmp_path / f"{mode}{quick}", rows, quick, assessor="<b>Ann</b>", mode=mode
+        )
+        widget.enter("note", '"><script>')
+        for html in (visible(widget), widget.static_html()):
+            assert "<script" not in html and "<b>Ann" not in html
+        assert "&amp;" in visible(widget) and "BP < 120" not in visible(widget)
+
+
+def test_no_system_name_reaches_the_view(tmp_path):
+    widget = open_widget(tmp_path, quick=True)
+    while widget.session.current:
+        shown = visible(widget) + widget.static_html() + str(widget.get_state())
+        assert "sft" not in shown and "dpo" not in shown
+        press(widget, "1")
 
 
 def test_what_cannot_be_saved_is_said_and_nothing_is_counted(tmp_path):
-    widget = open_widget(tmp_path)
+    widget = open_widget(tmp_path, quick=True)
     open_widget(tmp_path)  # the cell is run again: the newer view has the session now
-    widget.buttons["supported"].click()
-    assert "Not saved." in visible(widget) and "opened again elsewhere" in visible(widget)
+    press(widget, "1")
+    assert widget.message[0] == "alert" and "opened again elsewhere" in widget.message[1]
     assert widget.session.progress.graded == 0
 
 
-def test_the_note_is_saved_as_soon_as_it_is_entered_and_stays_with_its_item(tmp_path):
+def test_note_and_omissions_are_saved_as_entered_and_stay_with_their_item(tmp_path):
     widget = open_widget(tmp_path)
-    widget.note.value = "dose?"
-    assert widget.session.current_state.note == "dose?"
-    widget.buttons["supported"].click()
-    assert widget.note.value == "" and widget.session.state.entries[0].note == "dose?"
-    actions = [event.action for event in widget.session._log.events]
-    assert actions == ["open", "note", "grade"]  # showing an empty box is not a note
+    widget.receive({"field": "note", "text": "dose?", "place": 0})
+    press(widget, "m")
+    widget.receive({"field": "omissions", "text": "allergy; age ;", "place": 0})
+    press(widget, "1", "1", "Enter")
+    assert 'value="dose?"' not in visible(widget) and "allergy" not in visible(widget)
+    entry = widget.session.state.entries[0]
+    assert entry.note == "dose?"
+    assert [(o.text, o.severity) for o in entry.grades[1].omissions] == [
+        ("allergy", "major"), ("age", "major"),
+    ]  # fmt: skip
 
 
 def test_a_flag_is_put_on_and_taken_off(tmp_path):
     widget = open_widget(tmp_path)
-    widget.buttons["flag"].click()
-    assert "1 flagged" in visible(widget) and "Unflag" in widget.buttons["flag"].description
-    widget.buttons["flag"].click()
-    assert "flagged" not in visible(widget)
+    press(widget, "g")
+    assert "1 flagged" in visible(widget) and widget.buttons["go_flag"].pressed
+    press(widget, "g")
+    assert "flagged" not in visible(widget).lower()
 
 
 def test_ab_mode_shows_two_summaries_and_takes_a_preference(tmp_path):
     widget = open_widget(tmp_path, mode="ab", items=4)
-    assert "Summary 1" in widget._panes.value and "Summary 2" in widget._panes.value
-    assert "supported" not in widget.buttons and "by_sentence" not in widget.buttons
-    widget.buttons["prefer_-2"].click()
-    assert widget.session.state.entries[0].preference.preference == -2
+    assert "Summary 1" in visible(widget) and "Summary 2" in visible(widget)
+    assert "verdict_supported" not in widget.buttons
+    press(widget, "1", "5")
+    given = [widget.session.state.entries[i].preference.preference for i in (0, 1)]
+    assert given == [-2, 2]
+
+
+def test_suggestions_are_hidden_until_asked_for_and_that_they_were_seen_is_recorded(tmp_path):
+    def judge(item, text):
+        return Judged(errors=((text.index("Takes"), len(text), "detail"),))
+
+    widget = open_widget(tmp_path, suggest=judge)
+    assert "objects" not in visible(widget)
+    press(widget, "1", "h")
+    assert visible(widget).count("objects (detail)") == 1
+    assert visible(widget).count("detector: no objection") == 1
+    press(widget, "1", "h", "Enter", "1", "1", "Enter")
+    grades = [e for e in widget.session._log.events if e.action == "grade"]
+    assert [e.suggested for e in grades] == [None, True, True, None, None, None]
+
+
+def test_no_two_buttons_share_a_key_and_every_button_shows_its_own(tmp_path):
+    for mode in ("single", "ab"):
+        widget = open_widget(tmp_path / mode, suggest=lambda *_: Judged(), mode=mode)
+        keys = [button.key for button in widget.buttons.values()]
+        assert all(keys) and len(keys) == len(set(keys)) and keys == widget.shortcuts
+        shown = re.findall(r'<button .*?class="hlw-b.*?</button>', visible(widget))
+        assert len(shown) == sum(button.is_shown for button in widget.buttons.values())
+        assert all("<kbd>" in html and "aria-keyshortcuts" in html for html in shown)
+
+
+def test_numbers_and_terms_of_a_sentence_are_marked_in_the_note():
+    marked = mark_terms("BP <120/80, HR 80. Cysts on the left.", "BP 120/80, left cyst.")
+    assert re.findall("<mark>(.*?)</mark>", marked) == ["120/80", "Cysts", "left"]
+    assert "BP &lt;<mark>" in marked
+    assert find_terms("Takes 2.5 mg of the drug.") == {"2.5", "drug"}
+    assert "<mark>" not in mark_terms("5 mg and 15 mg", "1 mg")  # whole numbers only
 
 
 def test_the_static_picture_holds_the_texts_and_labels_and_no_script(tmp_path):
     widget = open_widget(tmp_path)
-    html = widget._repr_mimebundle_()["text/html"]
-    assert widget.session.current.summaries[0] in html and "static picture" in html
-    for name in ("supported", "hallucinated", "unsure", "skip", "undo"):
-        assert widget.buttons[name].description in html
-    assert "<script" not in html and "http" not in html
+    html = widget._repr_mimebundle_()[0]["text/html"]
+    assert widget.session.current.sentences()[0].text in html and "static picture" in html
+    for button in widget.buttons.values():
+        assert not button.is_shown or button.text.replace("&", "&amp;") in html
+    assert "<script" not in html and "http" not in html and "<button" not in html
 
 
-def test_keys_are_shown_where_they_work_and_press_the_button(tmp_path):
-    pytest.importorskip("anywidget")
-    widget = open_widget(tmp_path)
-    assert widget.buttons["hallucinated"].description.endswith("[2]")
-    widget._catcher.pressed = ["2", 1]
-    widget._catcher.pressed = ["2", 2]
-    assert widget.session.progress.graded == 2
-    widget._catcher.pressed = ["u", 3]
-    assert widget.session.progress.graded == 1
-    grades = [event.verdict for event in widget.session._log.events if event.action == "grade"]
-    assert grades == ["hallucinated", "hallucinated"]
+def test_practice_tells_after_each_item_what_the_key_says_and_is_no_assessment(tmp_path):
+    recipe = load_recipe("tiny-cpu")
+    run = Run.open(tmp_path, recipe)
+    widget = AssessmentWidget(open_practice(run, recipe, "Ann"), feedback=explain_grades)
+    press(widget, "1", "1", "Enter")
+    assert "s2 is hallucinated, detail: the note says 20 mg" in widget.message[1]
+    press(widget, "2", "x", "ArrowDown", "1", "Enter")
+    assert "all as in the key" in widget.message[1]
+    assert score_practice(widget.session) == (3, 4)
+    assert not list(run.path("assessment").glob("*.events.jsonl"))
+
+
+def test_every_practice_item_has_a_key_for_every_sentence_and_every_error_type_is_met(tmp_path):
+    recipe = load_recipe("tiny-cpu")
+    session = open_practice(Run.open(tmp_path, recipe), recipe)
+    keys = [(entry, key_of(entry)) for entry in session.entries]
+    assert all(len(entry.sentences()) == len(key) for entry, key in keys)
+    met = {kind for _, key in keys for _, kind, _ in key}
+    assert met == {None, *ERROR_TYPES} - {"other"}
