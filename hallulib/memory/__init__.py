@@ -1,4 +1,4 @@
-"""The memory budget: what a strategy needs, predicted from a configuration alone."""
+"""The memory budget: what a strategy needs, predicted by running the real step on fake tensors."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "counts": ["ParameterCounts", "count_parameters", "load_model_config"],
         "peak": ["MemoryBudget", "predict_peak"],
         "strategies": ["STRATEGIES", "Strategy"],
+        "tracing": ["Levers"],
     },
 )

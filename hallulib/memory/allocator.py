@@ -13,6 +13,8 @@ from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
+from hallulib.memory.tracker import Trace
+
 MIB = 2**20
 ROUNDING = 512
 SMALL = MIB  # up to here from the pool of small blocks
@@ -155,3 +157,50 @@ def fits(requests: Iterable[tuple[Hashable, int]], limit: int) -> bool:
     except OutOfMemory:
         return False
     return True
+
+
+def list_requests(trace: Trace, accumulates: bool = False) -> list[tuple[Hashable, int]]:
+    """Return the requests of two passes in a row, as (name, bytes), 0 bytes for a release.
+
+    A trace holds one pass, with the optimiser's states there from the start. In life they come
+    with the first update, after the first pass; what is kept from it lies between everything else.
+    """
+    parts = {name: slice(start, end) for name, start, end in trace.list_phases()}
+    once = trace.list_permanent(parts["forward"].start)
+    requests: list[tuple[Hashable, int]] = []
+
+    def emit(part: str, turn: int) -> None:
+        for event in trace.events[parts[part]] if part in parts else ():
+            storage = abs(event) - 1
+            if storage in once and turn:
+                continue
+            name = storage if storage in once else (turn, storage)
+            requests.append((name, max(trace.sizes[storage], 1) if event > 0 else 0))
+
+    emit("load", 0)
+    if accumulates:
+        emit("first update", 0)
+    for turn in (0, 1):
+        requests += [] if turn else [("workspace", CUBLAS_WORKSPACE)]
+        emit("forward", turn)
+        requests += [] if turn or "backward" not in parts else [("its own", CUBLAS_WORKSPACE)]
+        emit("backward", turn)
+        if turn == 0 and not accumulates:
+            emit("first update", 0)
+        if turn or not accumulates:
+            emit("update", turn)
+    return requests
+
+
+def find_smallest_limit(requests: list[tuple[Hashable, int]], step: int = 8 * MIB) -> int:
+    """Return the least memory, to `step` bytes, in which the replay survives.
+
+    It lies between what is allocated and what is reserved at most: under pressure the allocator
+    gives free segments back before it gives up.
+    """
+    free = replay(requests)
+    low, high = free.peak_allocated, free.peak_reserved
+    while high - low > step:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(requests, middle) else (middle, high)
+    return high

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.autograd._functions import MatMul8bitLt
 from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -45,7 +47,7 @@ def build_skeleton(
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=recipe.model.attention
+                deepcopy(config), dtype=dtype, attn_implementation=recipe.model.attention
             )
         _replace_packed(model, recipe, dtype, double_quant)
         policy = attach_adapter(model.eval().requires_grad_(False), recipe)
@@ -73,6 +75,8 @@ def _replace_packed(
     quantizer = AutoHfQuantizer.from_config(quantization)
     quantizer.preprocess_model(model=model, device_map=None)
     quantizer.postprocess_model(model)
+    # bitsandbytes makes its table of codes once a process; make it now, where nobody counts.
+    bnb.functional.quantize_4bit(torch.zeros(64, 64), compress_statistics=True, quant_type="nf4")
     for module in model.modules():
         if isinstance(module, PACKED) and module.bias is not None:
             module.bias.data = module.bias.data.to(dtype)
@@ -164,8 +168,8 @@ def as_on_cuda() -> Iterator[None]:
     before = bnb.matmul
 
     def matmul(a, b, out=None, state=None, threshold=0.0, bias=None):  # noqa: ANN001, ANN202
-        state.threshold = threshold or state.threshold
-        return bnb.MatMul8bitLt.apply(a, b, out, bias, state)
+        state.threshold = 0.0  # how many columns are outliers depends on values: none is assumed
+        return MatMul8bitLt.apply(a, b, out, bias, state)
 
     bnb.matmul = matmul
     try:

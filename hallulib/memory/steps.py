@@ -116,7 +116,7 @@ def share_prompts(model: torch.nn.Module) -> None:
     enable_prefix_sharing(unwrap_model(model))
 
 
-def make_optimizer(model: torch.nn.Module, name: str, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: torch.nn.Module, name: str = "") -> torch.optim.Optimizer:
     """Return the optimiser that transformers' Trainer would make; "" is its default."""
     settings = {"optim": name} if name else {}
     args = TrainingArguments(output_dir="unused", report_to="none", use_cpu=True, **settings)
@@ -152,6 +152,7 @@ def train_once(
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    tracker.finish()
 
 
 def label_training_state(

@@ -55,14 +55,20 @@ class Trace:
                 del alive[-event - 1]
         return list(alive)
 
+    def list_phases(self) -> list[tuple[str, int, int]]:
+        """Return (name, first event, end) of every phase."""
+        starts = [start for start, _ in self.marks] + [len(self.events)]
+        return [(name, starts[i], starts[i + 1]) for i, (_, name) in enumerate(self.marks)]
+
     def find_phase(self, at: int) -> tuple[str, int]:
-        """Return the phase that event number `at` belongs to, and where the phase ends."""
-        name, end = "", len(self.events)
-        for start, phase in self.marks:
-            if start >= at:
-                return name, start
-            name = phase
-        return name, end
+        """Return the phase of the event that was number `at`, counted from 1, and its end."""
+        return next((name, end) for name, _, end in self.list_phases() if at <= end)
+
+    def list_permanent(self, start: int) -> set[int]:
+        """Return the storages that were there before event `start`, or stay after the last."""
+        born = {event - 1 for event in self.events[start:] if event > 0}
+        gone = {-event - 1 for event in self.events[start:] if event < 0}
+        return set(range(len(self.sizes))) - (born & gone)
 
 
 class StorageTracker(TorchDispatchMode):
@@ -77,7 +83,7 @@ class StorageTracker(TorchDispatchMode):
         self.trace = Trace()
         self.vocabulary, self.on_cuda = vocabulary, on_cuda
         self._live: dict[int, tuple[int, weakref.ref]] = {}
-        self._phase = ""
+        self._phase, self._finished = "", False
         self.start_phase("load")
 
     def start_phase(self, name: str) -> None:
@@ -85,8 +91,15 @@ class StorageTracker(TorchDispatchMode):
         self._phase = name
         self.trace.marks.append((len(self.trace.events), name))
 
+    def finish(self) -> None:
+        """Record no more: what is freed from here on is the end of the program."""
+        self._live.clear()
+        self._finished = True
+
     def follow(self, tensor: torch.Tensor, label: str = "") -> None:
         """Follow a tensor's storage from here on, or give one that is followed a label."""
+        if self._finished:
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:
@@ -121,6 +134,8 @@ class StorageTracker(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # most calls are this question
         name = func._schema.name
         stand_in = STAND_INS.get(name)
         if stand_in is not None:
@@ -175,6 +190,11 @@ def _gemm_4bit(a, b, shape, absmax, blocksize, quant_type, bias=None, *constants
     return shape[0] * shape[1] * a.element_size() + scales
 
 
+def _int8_scaled_mm(a, b, *others) -> int:
+    """The product in int32, and in float16 before it gets its type."""
+    return 6 * (a.numel() // a.shape[-1]) * b.shape[0]
+
+
 def _softmax_backward(grad, output, dim, input_dtype) -> int:
     """CUDA computes grad * output first."""
     return grad.numel() * grad.element_size()
@@ -183,6 +203,7 @@ def _softmax_backward(grad, output, dim, input_dtype) -> int:
 SCRATCH: dict[str, Callable[..., int]] = {"bitsandbytes::gemm_4bit": _gemm_4bit}
 CUDA_SCRATCH: dict[str, Callable[..., int]] = {
     "aten::_softmax_backward_data": _softmax_backward,
+    "bitsandbytes::int8_scaled_mm": _int8_scaled_mm,
 }
 
 
