@@ -1,10 +1,10 @@
 """PyTorch's caching allocator for CUDA, replayed: what is reserved, and whether a limit is enough.
 
-Rules as in c10/cuda/CUDACachingAllocator.cpp with its default settings: sizes are rounded to 512 bytes;
-requests up to 1 MiB are cut from segments of 2 MiB, those below 10 MiB from segments of 20 MiB, larger
-ones get a segment rounded to 2 MiB; the smallest free block that is large enough is taken (best fit) and
-split; released neighbours merge; when the card has no room for a new segment, segments that are wholly
-free are given back first, and only then is it out of memory.
+Rules as in c10/cuda/CUDACachingAllocator.cpp with its default settings: sizes are rounded to 512
+bytes; requests up to 1 MiB are cut from segments of 2 MiB, those below 10 MiB from segments of
+20 MiB, larger ones get a segment rounded to 2 MiB; the smallest free block that is large enough is
+taken (best fit) and split; released neighbours merge; when the card has no room for a new segment,
+segments that are wholly free are given back first, and only then is it out of memory.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ import torch
 from tqdm.auto import tqdm
 
 from hallulib.memory.counts import load_model_config
-from hallulib.memory.peak import MemoryBudget, predict_peak
-from hallulib.memory.strategies import STRATEGIES
+from hallulib.memory.peak import MemoryBudget, Question, change_recipe, make_shape, predict_peak
+from hallulib.memory.strategies import STRATEGIES, find_strategy
 from hallulib.memory.table import CARDS_GB, list_large, predict_large
+from hallulib.memory.tracing import trace_real
 from hallulib.paths import write_json_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
@@ -69,7 +70,7 @@ def predict_budget(recipe: Recipe, run: Run) -> BudgetResult:
     for the large models at 512, 1024 and 2048 tokens (batch of one pair, NF4, bf16); write
     budget/budget.json."""
     device = pick_budget_device(recipe)
-    tokens = _read_longest(recipe, json.loads(run.require("data/audit.json").read_text("utf-8")))
+    tokens = read_longest(recipe, json.loads(run.require("data/audit.json").read_text("utf-8")))
     config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
     own = [
         predict_peak(
@@ -94,7 +95,7 @@ def pick_budget_device(recipe: Recipe) -> str:
     return wanted
 
 
-def _read_longest(recipe: Recipe, audit: dict[str, Any]) -> dict[str, Any]:
+def read_longest(recipe: Recipe, audit: dict[str, Any]) -> dict[str, Any]:
     """Longest row and longest reference of the audit, cut at max_length; max_length and half of it
     where the audit does not say."""
     limit = recipe.model.max_length
@@ -126,6 +127,21 @@ def _write(run: Run, result: BudgetResult) -> None:
         "notes": result.notes,
     }
     write_json_atomic(run.path(OUTPUT), values)
+
+
+def check_on_this_machine(
+    recipe: Recipe, strategy: str, tokens: int, completion: int
+) -> tuple[MemoryBudget, int]:
+    """Return the prediction for one pass of two rows or pairs, and what the recipe's real model was
+    seen to take: bytes of live tensors, by the same tracker, on the CPU. They must be equal."""
+    recipe = change_recipe(recipe, {"model.device": "cpu"})
+    config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
+    asked = {"sequence_tokens": tokens, "completion_tokens": completion, "rows": 2}
+    budget = predict_peak(config, recipe, strategy, device="cpu", **asked)
+    plan = find_strategy(strategy)
+    question = Question(strategy, device="cpu", **asked)
+    trace = trace_real(recipe, plan, make_shape(config, recipe, plan, question))
+    return budget, trace.find_peak()[0]
 
 
 def compare_with_measured(run: Run) -> list[dict[str, Any]]:

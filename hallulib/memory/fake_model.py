@@ -1,8 +1,8 @@
 """The project's model from a configuration alone: the real classes, around storages without bytes.
 
-The skeleton is built on PyTorch's meta device by transformers, bitsandbytes and peft themselves; then
-each tensor is swapped for a fake one that says it is on the CPU. (Fake "meta" tensors would take the
-slow path of attention, and fake "cuda" ones need a CUDA build of PyTorch.)
+The skeleton is built on PyTorch's meta device by transformers, bitsandbytes and peft themselves;
+then each tensor is swapped for a fake one that says it is on the CPU. (Fake "meta" tensors would
+take the slow path of attention, and fake "cuda" ones need a CUDA build of PyTorch.)
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class _CudaSoftmax(TorchFunctionMode):
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Within the block eager attention and int8 layers take the operators that they take on a GPU."""
+    """Within the block eager attention and int8 layers take the operators of a GPU."""
     before = bnb.matmul
 
     def matmul(a, b, out=None, state=None, threshold=0.0, bias=None):  # noqa: ANN001, ANN202

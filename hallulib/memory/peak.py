@@ -38,10 +38,10 @@ class MemoryBudget:
     """Predicted peak of one pass, in bytes. `rows` sequences (SFT, sampling) or pairs (DPO) of
     `sequence_tokens` tokens, `completion_tokens` of each scored.
 
-    `terms` are what is alive at the peak, what the allocator holds beyond, and the context; on a CPU
-    the last two are 0. `allocated` and `reserved` are what torch.cuda would report, `needed` is the
-    least memory in which the allocator survives. `phase` is where the peak lies, `host` what lies
-    in host memory, `method` "traced" or "analytic: why".
+    `terms` are what is alive at the peak, what the allocator holds beyond, and the context; on a
+    CPU the last two are 0. `allocated` and `reserved` are what torch.cuda would report, `needed` is
+    the least memory in which the allocator survives. `phase` is where the peak lies, `host` what
+    lies in host memory, `method` "traced" or "analytic: why".
     """
 
     model: str
@@ -132,8 +132,7 @@ def predict_peak(
     plan = find_strategy(strategy)
     shape = make_shape(model_config, recipe, plan, question)
     if plan.quantization:
-        model = recipe.model.model_copy(update={"quantization": plan.quantization})
-        recipe = recipe.model_copy(update={"model": model})
+        recipe = change_recipe(recipe, {"model.quantization": plan.quantization})
     cache = cache or PredictionCache.default()
     key = cache.make_key(model_config, recipe, asdict(question), asdict(shape))
     found = cache.get(key)
@@ -223,6 +222,15 @@ def list_terms(trace: Trace) -> tuple[dict[str, int], str]:
             term = "activations" if is_kept else "temporaries"
         terms[term] += trace.sizes[storage]
     return terms, phase
+
+
+def change_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """Return a copy with dotted settings changed."""
+    values = recipe.to_dict()
+    for key, value in changes.items():
+        section, name = key.split(".")
+        values[section][name] = value
+    return Recipe.model_validate(values)
 
 
 def show_name(name_or_path: str) -> str:

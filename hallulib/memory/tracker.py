@@ -1,8 +1,8 @@
 """Follows every tensor storage that lives while real code runs, on real or on fake tensors.
 
 A fake tensor has a shape, a type and a storage of so many bytes, and no numbers. PyTorch's own code
-(autograd, checkpointing, optimisers) runs on it as on a real one, only faster, so what is alive when is
-known without the memory being there.
+(autograd, checkpointing, optimisers) runs on it as on a real one, only faster, so what is alive
+when is known without the memory being there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Trace:
     """What was allocated and freed, in order.
 
     `sizes`, `labels` and `phases` describe storage i: bytes, what it holds ("" = not said), and the
-    phase in which it was allocated. `events` are i + 1 for an allocation and -(i + 1) for a release.
+    phase in which it was allocated. `events` are i + 1 for an allocation, -(i + 1) for a release.
     `marks` are (number of events before it, name) of every phase.
     """
 
@@ -74,8 +74,8 @@ class Trace:
 class StorageTracker(TorchDispatchMode):
     """Within the block every storage that an operator makes is followed until it is gone.
 
-    `vocabulary` names the last dimension by which logits are known. `on_cuda` adds what CUDA's kernels
-    do differently from the CPU's whose operators are traced (:data:`CUDA_SCRATCH`).
+    `vocabulary` names the last dimension by which logits are known. `on_cuda` adds what kernels of
+    CUDA do differently from the CPU's whose operators are traced (:data:`CUDA_SCRATCH`).
     """
 
     def __init__(self, vocabulary: int = 0, on_cuda: bool = False) -> None:
