@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from typing import Any
+
 import ipywidgets as widgets
-from IPython.display import display
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from hallulib import plots
 from hallulib.memory.budget import BudgetResult
@@ -25,7 +27,7 @@ def select_bars(
 
 def plot_bars(
     budget: BudgetResult, model: str, tokens: int, card_gb: float, checkpointing: bool = True
-) -> plt.Figure:
+) -> Figure:
     """Return the stacked bars of every strategy against the card's line."""
     bars = select_bars(budget, model, tokens, checkpointing)
     title = f"{model.split('/')[-1]}, one pair of {tokens} tokens"
@@ -45,9 +47,15 @@ def make_explorer(budget: BudgetResult) -> widgets.VBox:
         "checkpointing": widgets.Checkbox(value=True, description="checkpointing"),
     }
 
-    def draw(model: str, tokens: int, card_gb: float, checkpointing: bool) -> None:
-        figure = plot_bars(budget, model, tokens, card_gb, checkpointing)
-        display(figure)
-        plt.close(figure)
+    picture = widgets.Image(format="png")
 
-    return widgets.VBox([*controls.values(), widgets.interactive_output(draw, controls)])
+    def draw(_: Any = None) -> None:
+        chosen = {name: control.value for name, control in controls.items()}
+        png = BytesIO()
+        plot_bars(budget, **chosen).savefig(png, format="png")
+        picture.value = png.getvalue()
+
+    for control in controls.values():
+        control.observe(draw, names="value")
+    draw()
+    return widgets.VBox([*controls.values(), picture])
