@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -9,15 +10,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import PretrainedConfig
 
-from hallulib.errors import ParameterError
+from hallulib.errors import DataError, ParameterError
+from hallulib.memory.budget import read_longest
+from hallulib.memory.counts import count_parameters, load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, change_recipe, predict_peak
-from hallulib.recipe import Recipe, nearest
+from hallulib.paths import display_path, resolve_path
+from hallulib.recipe import Recipe, load_recipe, nearest
 
 RATES = Path(__file__).parent / "rates.yaml"
 MARGIN = 0.05  # of the card: what a plan leaves free
+PASSES = ("sft", "cached_reference_pass1", "cached_reference_pass2")
 STEP = 64  # tokens between the lengths that are tried
 
 
@@ -42,12 +48,6 @@ class Plan:
     card: Card
     changes: dict[str, Any]
     passes: list[MemoryBudget]
-    tried: int
-
-    @property
-    def tightest(self) -> MemoryBudget:
-        """The pass that needs most."""
-        return max(self.passes, key=lambda budget: budget.needed)
 
 
 def find_card(text: str) -> Card:
@@ -135,52 +135,61 @@ def make_plan(
     """Return the fastest setting whose passes all fit with a margin, for rows of `tokens`.
 
     Fastest first: unpacked weights before packed ones, activations kept before recomputed, large
-    micro-batches before small. The number of pairs per optimiser step stays the recipe's. Raises
+    micro-batches before small. The pairs per optimiser step stay the recipe's. Raises
     ParameterError when nothing fits, naming the term that is in the way.
     """
-    room, pairs, tried = card.memory_gb * (1 - MARGIN), _pairs_per_step(recipe), 0
-    smallest: MemoryBudget | None = None
+    room = card.memory_gb * (1 - MARGIN)
+    weights = count_parameters(config, recipe.lora).base_bytes("none", 2)
+    least: MemoryBudget | None = None
     for quantization, checkpointing in product(("none", "nf4"), (False, True)):
-        for size in (size for size in (8, 4, 2, 1) if pairs % size == 0):
-            changes = {
-                "model.quantization": quantization, "model.gradient_checkpointing": checkpointing,
-                "model.dtype": "bfloat16", "model.max_length": tokens, "reference.batch_size": size,
-                "sft.batch_size": size, "dpo.batch_size": size,
-                "sft.gradient_accumulation": max(1, pairs // size),
-                "dpo.gradient_accumulation": max(1, pairs // size),
-            }  # fmt: skip
-            attempt = change_recipe(recipe, changes)
-            tried += 1
-            train = _predict(config, attempt, "cached_reference_pass2", tokens, completion)
-            if smallest is None or train.needed < smallest.needed:
-                smallest = train
-            if not train.fits(room):
-                if train.terms["base_weights"] > room * GIB:
-                    break  # no micro-batch is small enough
-                continue
-            others = [
-                _predict(config, attempt, name, tokens, completion)
-                for name in ("sft", "cached_reference_pass1")
-            ]
-            if all(budget.fits(room) for budget in others):
-                return Plan(card, changes, [others[0], others[1], train], tried)
+        if quantization == "none" and weights > room * GIB:
+            continue
+        best = None
+        for size in list_sizes(recipe):
+            changes = list_changes(recipe, quantization, checkpointing, size, tokens)
+            passes = _predict_passes(config, change_recipe(recipe, changes), tokens, completion)
+            if size == 1:
+                least = min(filter(None, (least, passes[-1])), key=lambda budget: budget.needed)
+            if all(budget.fits(room) for budget in passes):
+                best = Plan(card, changes, passes)
+            if best is None or (size > 1 and best.changes is changes):
+                break
+        if best is not None:
+            return best
     raise ParameterError(
-        f"Nothing fits in {card.memory_gb:g} GiB: the least is {smallest.total / GIB:.1f} GiB, of "
-        f"which {smallest.terms[smallest.largest] / GIB:.1f} are {smallest.largest}.",
+        f"Nothing fits in {card.memory_gb:g} GiB: the least is {least.total / GIB:.1f} GiB, of "
+        f"which {least.terms[least.largest] / GIB:.1f} are {least.largest.replace('_', ' ')}.",
         "Shorten the rows (model.max_length), choose a smaller model, or a larger card.",
     )
 
 
-def _predict(
-    config: PretrainedConfig, recipe: Recipe, name: str, tokens: int, completion: int
-) -> MemoryBudget:
-    return predict_peak(
-        config, recipe, name, sequence_tokens=tokens, completion_tokens=completion
-    )
+def list_sizes(recipe: Recipe) -> list[int]:
+    """Return micro-batches to try that divide the recipe's step: 1 first, then the largest. Where
+    not even one pair fits, no more need be tried."""
+    steps = [s.batch_size * s.gradient_accumulation for s in (recipe.sft, recipe.dpo)]
+    return [size for size in (1, 8, 4, 2) if all(step % size == 0 for step in steps)]
 
 
-def _pairs_per_step(recipe: Recipe) -> int:
-    return recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
+def list_changes(
+    recipe: Recipe, quantization: str, checkpointing: bool, size: int, tokens: int
+) -> dict[str, Any]:
+    """Return the settings of a recipe that trains `size` rows or pairs at a time."""
+    changes: dict[str, Any] = {
+        "model.quantization": quantization, "model.gradient_checkpointing": checkpointing,
+        "model.dtype": "bfloat16", "model.max_length": tokens, "reference.batch_size": size,
+    }  # fmt: skip
+    for name, section in (("sft", recipe.sft), ("dpo", recipe.dpo)):
+        whole = section.batch_size * section.gradient_accumulation
+        changes[f"{name}.batch_size"] = size
+        changes[f"{name}.gradient_accumulation"] = whole // size
+    return changes
+
+
+def _predict_passes(
+    config: PretrainedConfig, recipe: Recipe, tokens: int, completion: int
+) -> list[MemoryBudget]:
+    asked = {"sequence_tokens": tokens, "completion_tokens": completion}
+    return [predict_peak(config, recipe, name, **asked) for name in PASSES]
 
 
 LEVERS: dict[str, dict[str, Any]] = {
@@ -196,14 +205,11 @@ def price_levers(
 ) -> dict[str, int]:
     """Return the bytes that each lever would save on `strategy`, most first; those that are
     already pulled are left out."""
-    now = predict_peak(config, recipe, strategy, sequence_tokens=tokens)
-    saved = {}
+    now, saved = predict_peak(config, recipe, strategy, sequence_tokens=tokens), {}
     for name, changes in LEVERS.items():
         shorter = tokens // 2 if "model.max_length" in changes else tokens
         rest = {key: value for key, value in changes.items() if key != "model.max_length"}
-        then = predict_peak(
-            config, change_recipe(recipe, rest), strategy, sequence_tokens=shorter
-        )
+        then = predict_peak(config, change_recipe(recipe, rest), strategy, sequence_tokens=shorter)
         if now.total > then.total:
             saved[name] = now.total - then.total
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
@@ -248,3 +254,49 @@ def describe_plan(plan: Plan, hours: dict[str, float], levers: dict[str, int]) -
         lines.append("No published rate for this card: run a few steps and see (rates.yaml).")
     lines += [f"Lever: {name} saves {saved / GIB:.1f} GiB" for name, saved in levers.items()]
     return "\n".join(lines)
+
+
+def plan_training(model: str, gpu: str, data: str, recipe_name: str) -> tuple[str, Recipe]:
+    """Return a plan in plain words, and the recipe it makes of `recipe_name`.
+
+    `gpu` is a name or a size, "" the card that is here; `data` a run folder or its audit.json, ""
+    rows as long as the recipe allows. Raises ParameterError, DataError or ModelError.
+    """
+    recipe = load_recipe(recipe_name, {"model.name_or_path": model} if model else None)
+    card = find_card(gpu) if gpu else detect_card()
+    longest = read_longest(recipe, read_audit(data) if data else {})
+    tokens, completion = longest["sequence"], longest["completion"]
+    config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
+    plan = make_plan(config, recipe, card, tokens, completion)
+    changed = change_recipe(recipe, plan.changes)
+    parameters = count_parameters(config, recipe.lora).base
+    steps = {"sft": changed.sft.max_steps, "dpo": changed.dpo.max_steps}
+    done = {n: steps[n] * b.batch_size * b.gradient_accumulation
+            for n, b in (("sft", changed.sft), ("dpo", changed.dpo))}  # fmt: skip
+    rows = {PASSES[0]: done["sft"], PASSES[1]: recipe.pairs.notes, PASSES[2]: done["dpo"]}
+    levers = price_levers(config, changed, PASSES[2], tokens)
+    text = f"{recipe.model.name_or_path}, rows of {tokens} tokens ({longest['source']})\n"
+    return text + describe_plan(plan, estimate_hours(plan, parameters, rows), levers), changed
+
+
+def detect_card() -> Card:
+    """Return the GPU of this machine. Raises ParameterError where there is none."""
+    if not torch.cuda.is_available():
+        raise ParameterError("There is no NVIDIA GPU here.", "Name one to plan for: --gpu 12GB.")
+    found = torch.cuda.get_device_properties(0)
+    return Card(found.name, found.total_memory / GIB)
+
+
+def read_audit(data: str) -> dict[str, Any]:
+    """Return the token counts of a run folder or an audit.json. Raises DataError without them."""
+    path = resolve_path(data)
+    path = path / "data/audit.json" if path.is_dir() else path
+    try:
+        audit = json.loads(path.read_text("utf-8"))
+        audit["splits"]["train"]["total_tokens"]["max"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{display_path(path)} holds no token counts.",
+            "Give a run folder in which notebook 01_data_prep has run, or its data/audit.json.",
+        ) from None
+    return audit
