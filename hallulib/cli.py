@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from hallulib.errors import HallulibError, ParameterError
-from hallulib.paths import display_path
+from hallulib.paths import display_path, resolve_path, write_text_atomic
 from hallulib.recipe import load_recipe, nearest, parse_set
 from hallulib.run import Run, find_run, list_runs
 
@@ -43,6 +43,8 @@ STAGE_FUNCTIONS = {
     "evaluation": "hallulib.evaluation:evaluate_systems",
     "assessment": "hallulib.assessment:analyse_assessment",
 }
+# Those whose memory is predicted before they start.
+CHECKED_STAGES = ("sft", "pairs", "reference", "dpo")
 
 
 @contextmanager
@@ -78,7 +80,9 @@ def run_stage(
     recipe: RecipeOption = "tiny-cpu",
     run_dir: RunDirOption = "",
     set_: SetOption = None,
-    force: Annotated[bool, typer.Option(help="Run it again even if unchanged.")] = False,
+    force: Annotated[
+        bool, typer.Option(help="Run it even if unchanged, or predicted not to fit in memory.")
+    ] = False,
 ) -> None:
     """Run one stage without its notebook (also under `accelerate launch -m hallulib`)."""
     if name not in STAGE_FUNCTIONS:
@@ -91,6 +95,8 @@ def run_stage(
     run = Run.open(run_dir, effective)
     if force:
         run.forget(name)
+    elif name in CHECKED_STAGES and not run.is_current(name, effective):
+        import_module("hallulib.memory").check_fits(effective, run, name)
     module, function = STAGE_FUNCTIONS[name].split(":")
     with continuable():
         getattr(import_module(module), function)(effective, run)
@@ -111,6 +117,26 @@ def assess(
     effective = load_recipe(recipe, overrides)
     with continuable():
         serve_assessment(Run.open(run_dir, effective), effective, overrides, port)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Hub id or folder; default: the recipe's.")] = "",
+    gpu: Annotated[str, typer.Option(help="Name or size, as 12GB; default: the one here.")] = "",
+    data: Annotated[str, typer.Option(help="Run folder, or its data/audit.json.")] = "",
+    recipe: RecipeOption = "llama3-8b-12gb",
+    out: Annotated[str, typer.Option(help="Where to write the recipe that fits.")] = "",
+) -> None:
+    """Print what fits on a card, what it needs and how long it takes; write it as a recipe."""
+    from hallulib.memory.planner import plan_training
+
+    text, planned = plan_training(model, gpu, data, recipe)
+    typer.echo(text)
+    if out:
+        values = planned.to_dict()
+        values.pop("name")  # the file's own name
+        write_text_atomic(resolve_path(out), yaml.safe_dump(values, sort_keys=False))
+        typer.echo(f"Recipe written to {display_path(resolve_path(out))}")
 
 
 @app.command()

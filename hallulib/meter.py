@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import psutil
@@ -19,7 +20,9 @@ class Measurement:
 
     `peak_rss_bytes` is the largest resident memory of this process seen while the block ran (a
     sample every 10 ms), everything loaded before included: subtract `rss_before_bytes` for the
-    block's own share. `peak_cuda_bytes` is what torch allocated at most on the current GPU.
+    block's own share. `peak_cuda_bytes` is what torch allocated at most on the current GPU,
+    `peak_cuda_reserved_bytes` what its allocator held; `peak_mps_bytes` what the driver of an Apple
+    GPU had handed out at a sample.
     """
 
     label: str
@@ -28,11 +31,13 @@ class Measurement:
     rss_before_bytes: int = 0
     peak_rss_bytes: int = 0
     peak_cuda_bytes: int = 0
+    peak_cuda_reserved_bytes: int = 0
+    peak_mps_bytes: int = 0
 
     @property
     def peak_memory_bytes(self) -> int:
         """Peak on the device that does the work: GPU memory if it was used, else resident."""
-        return self.peak_cuda_bytes or self.peak_rss_bytes
+        return self.peak_cuda_bytes or self.peak_mps_bytes or self.peak_rss_bytes
 
 
 class PeakSampler:
@@ -49,6 +54,7 @@ class PeakSampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.peak_bytes = 0
+        self.peak_mps_bytes = 0
 
     def start(self) -> PeakSampler:
         """Take the first sample and go on sampling until `stop`."""
@@ -74,18 +80,24 @@ class PeakSampler:
             with suppress(psutil.Error):  # a process that has just ended uses nothing
                 total += process.memory_info().rss
         self.peak_bytes = max(self.peak_bytes, total)
+        mps = None if self._children else _mps()
+        if mps:
+            self.peak_mps_bytes = max(self.peak_mps_bytes, mps.driver_allocated_memory())
 
 
 @contextmanager
-def measure(label: str) -> Iterator[Measurement]:
+def measure(label: str, snapshot: str | Path | None = None) -> Iterator[Measurement]:
     """Measure a block: `with measure("sft") as m: ...`, then `m.wall_seconds`, `m.peak_rss_bytes`.
 
-    The figures are filled in also when the block raises.
+    The figures are filled in also when the block raises. `snapshot`: where to write the history of
+    CUDA's allocator, for the viewer at https://docs.pytorch.org/memory_viz (nothing without CUDA).
     """
     result = Measurement(label, rss_before_bytes=psutil.Process().memory_info().rss)
     cuda = _cuda()
     if cuda:
         cuda.reset_peak_memory_stats()
+        if snapshot:
+            cuda.memory._record_memory_history()
     sampler = PeakSampler().start()
     start = time.perf_counter()
     try:
@@ -93,15 +105,33 @@ def measure(label: str) -> Iterator[Measurement]:
     finally:
         cuda = _cuda()
         if cuda:
-            cuda.synchronize()
-            result.peak_cuda_bytes = cuda.max_memory_allocated()
+            _read_cuda(cuda, result, snapshot)
         result.wall_seconds = time.perf_counter() - start
         result.peak_rss_bytes = sampler.stop()
+        result.peak_mps_bytes = sampler.peak_mps_bytes
         if result.peak_cuda_bytes:
             result.device = f"cuda ({cuda.get_device_name()})"
+        elif result.peak_mps_bytes:
+            result.device = "mps"
+
+
+def _read_cuda(cuda: ModuleType, result: Measurement, snapshot: str | Path | None) -> None:
+    cuda.synchronize()
+    result.peak_cuda_bytes = cuda.max_memory_allocated()
+    result.peak_cuda_reserved_bytes = cuda.max_memory_reserved()
+    if snapshot:
+        cuda.memory._dump_snapshot(str(snapshot))
+        cuda.memory._record_memory_history(enabled=None)
 
 
 def _cuda() -> ModuleType | None:
     """torch.cuda if a stage has loaded torch and a GPU is there; never the reason to load torch."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
+
+
+def _mps() -> ModuleType | None:
+    """torch.mps if a stage has loaded torch on an Apple GPU."""
+    torch = sys.modules.get("torch")
+    has_mps = torch is not None and torch.backends.mps.is_available()
+    return torch.mps if has_mps else None

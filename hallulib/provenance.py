@@ -64,7 +64,7 @@ STAGES: dict[str, StageSpec] = {
         "03_memory_budget",
         inputs=("data/audit.json",),
         outputs=("budget/budget.json",),
-        sections=("model", "lora", "sft", "dpo", "memory"),
+        sections=("model", "lora", "sft", "pairs", "reference", "dpo", "memory"),
         code=("memory",),
     ),
     "pairs": StageSpec(

@@ -1,4 +1,4 @@
-"""The memory budget: what a strategy needs, predicted from a configuration alone."""
+"""The memory budget: what a strategy needs, predicted by running the real step on fake tensors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "budget": ["BudgetResult", "compare_with_measured", "load_budget_result", "predict_budget"],
+        "budget": [
+            "BudgetResult", "check_on_this_machine", "compare_with_measured", "load_budget_result",
+            "predict_budget",
+        ],
         "counts": ["ParameterCounts", "count_parameters", "load_model_config"],
         "peak": ["MemoryBudget", "predict_peak"],
+        "preflight": ["check_fits"],
         "strategies": ["STRATEGIES", "Strategy"],
-    },
+        "tracing": ["Levers"],
+    },  # fmt: skip
 )

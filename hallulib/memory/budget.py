@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from hallulib.memory.counts import load_model_config
-from hallulib.memory.peak import MemoryBudget, predict_peak
-from hallulib.memory.strategies import STRATEGIES
+from hallulib.memory.peak import MemoryBudget, Question, change_recipe, make_shape, predict_peak
+from hallulib.memory.strategies import STRATEGIES, find_strategy
+from hallulib.memory.table import CARDS_GB, list_large, predict_large
+from hallulib.memory.tracing import trace_real
 from hallulib.paths import write_json_atomic
-from hallulib.recipe import Recipe, load_recipe
+from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
 
 OUTPUT = "budget/budget.json"
-LARGE_RECIPES = ("llama3-8b-12gb", "mistral-7b-12gb", "qwen2.5-0.5b")
-LENGTHS = (512, 1024, 2048)
 # Which prediction stands beside which measured stage.
 MEASURED_STAGES = {
     "sft": "sft",
+    "pairs": "generation",
     "reference": "cached_reference_pass1",
     "dpo": "cached_reference_pass2",
 }
@@ -41,13 +43,15 @@ class BudgetResult:
     shapes: list[MemoryBudget]
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def find(self, model: str, strategy: str, sequence_tokens: int) -> MemoryBudget:
+    def find(
+        self, model: str, strategy: str, sequence_tokens: int, checkpointing: bool = True
+    ) -> MemoryBudget:
         """One prediction for a large model. Raises KeyError when it was not made."""
-        for budget in self.shapes:
-            if (budget.model, budget.strategy) == (model, strategy):
-                if budget.sequence_tokens == sequence_tokens:
-                    return budget
-        raise KeyError((model, strategy, sequence_tokens))
+        wanted = (model, strategy, sequence_tokens, checkpointing)
+        for b in self.shapes:
+            if (b.model, b.strategy, b.sequence_tokens, b.checkpointing) == wanted:
+                return b
+        raise KeyError(wanted)
 
 
 def load_budget_result(run: Run) -> BudgetResult:
@@ -63,20 +67,22 @@ def load_budget_result(run: Run) -> BudgetResult:
 @stage("memory", load=load_budget_result)
 def predict_budget(recipe: Recipe, run: Run) -> BudgetResult:
     """Predict every strategy for the recipe's model, on the longest rows of data/audit.json, and
-    for the large models at 512, 1024 and 2048 tokens (batch of one pair, NF4, bf16, checkpointing);
-    write budget/budget.json."""
+    for the large models at 512, 1024 and 2048 tokens (batch of one pair, NF4, bf16); write
+    budget/budget.json."""
     device = pick_budget_device(recipe)
-    tokens = _read_longest(recipe, json.loads(run.require("data/audit.json").read_text("utf-8")))
+    tokens = read_longest(recipe, json.loads(run.require("data/audit.json").read_text("utf-8")))
     config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
     own = [
         predict_peak(
             config, recipe, name, sequence_tokens=tokens["sequence"],
             completion_tokens=tokens["completion"], device=device,
         )
-        for name in STRATEGIES
+        for name in tqdm(STRATEGIES, desc="predicting this run", unit="strategy")
     ]
-    result = BudgetResult(recipe.memory.card_gb, device, tokens, own, _predict_shapes())
-    result.notes.update({"method": "analytic", **{b.strategy: b.total for b in own}})
+    large = list(list_large())
+    shapes = [predict_large(**asked) for asked in tqdm(large, desc="large models", delay=2)]
+    notes = {"method": own[0].method, **{b.strategy: b.total for b in own}}
+    result = BudgetResult(recipe.memory.card_gb, device, tokens, own, shapes, notes)
     _write(run, result)
     return result
 
@@ -89,7 +95,7 @@ def pick_budget_device(recipe: Recipe) -> str:
     return wanted
 
 
-def _read_longest(recipe: Recipe, audit: dict[str, Any]) -> dict[str, Any]:
+def read_longest(recipe: Recipe, audit: dict[str, Any]) -> dict[str, Any]:
     """Longest row and longest reference of the audit, cut at max_length; max_length and half of it
     where the audit does not say."""
     limit = recipe.model.max_length
@@ -106,31 +112,13 @@ def _read_longest(recipe: Recipe, audit: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _predict_shapes() -> list[MemoryBudget]:
-    budgets = []
-    for name in LARGE_RECIPES:
-        recipe = load_recipe(name, _ONE_PAIR)
-        config = load_model_config(recipe.model.name_or_path)
-        budgets += [
-            predict_peak(config, recipe, strategy, sequence_tokens=length)
-            for strategy in STRATEGIES
-            for length in LENGTHS
-        ]
-    return budgets
-
-
-_ONE_PAIR = {
-    "sft.batch_size": 1, "dpo.batch_size": 1, "reference.batch_size": 1,
-    "model.quantization": "nf4", "model.dtype": "bfloat16", "model.gradient_checkpointing": True,
-}
-
-
 def _write(run: Run, result: BudgetResult) -> None:
     def rows(budgets: list[MemoryBudget]) -> list[dict[str, Any]]:
-        return [b.to_dict() | {"fits": b.fits(result.card_gb)} for b in budgets]
+        cards = (result.card_gb, *CARDS_GB)
+        return [b.to_dict() | {"fits": {f"{c:g}": b.fits(c) for c in cards}} for b in budgets]
 
     values = {
-        "schema_version": 1,
+        "schema_version": 2,
         "card_gb": result.card_gb,
         "device": result.device,
         "tokens": result.tokens,
@@ -139,6 +127,21 @@ def _write(run: Run, result: BudgetResult) -> None:
         "notes": result.notes,
     }
     write_json_atomic(run.path(OUTPUT), values)
+
+
+def check_on_this_machine(
+    recipe: Recipe, strategy: str, tokens: int, completion: int
+) -> tuple[MemoryBudget, int]:
+    """Return the prediction for one pass of two rows or pairs, and what the recipe's real model was
+    seen to take: bytes of live tensors, by the same tracker, on the CPU. They must be equal."""
+    recipe = change_recipe(recipe, {"model.device": "cpu"})
+    config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
+    asked = {"sequence_tokens": tokens, "completion_tokens": completion, "rows": 2}
+    budget = predict_peak(config, recipe, strategy, device="cpu", **asked)
+    plan = find_strategy(strategy)
+    question = Question(strategy, device="cpu", **asked)
+    trace = trace_real(recipe, plan, make_shape(config, recipe, plan, question))
+    return budget, trace.find_peak()[0]
 
 
 def compare_with_measured(run: Run) -> list[dict[str, Any]]:
@@ -155,7 +158,7 @@ def compare_with_measured(run: Run) -> list[dict[str, Any]]:
         record = run.manifest["stages"].get(name)
         if record is None:
             continue
-        expected = predicted[strategy].total - predicted[strategy].cuda_context
+        expected = predicted[strategy].total - predicted[strategy].terms["cuda_context"]
         measured = _own_share(record)
         rows.append(
             {

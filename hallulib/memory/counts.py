@@ -26,6 +26,8 @@ SHIPPED = {
     "meta-llama/Meta-Llama-3-8B-Instruct": "llama-3-8b",
     "mistralai/Mistral-7B-Instruct-v0.3": "mistral-7b",
     "Qwen/Qwen2.5-0.5B-Instruct": "qwen2.5-0.5b",
+    "Qwen/Qwen2.5-1.5B-Instruct": "qwen2.5-1.5b",
+    "Qwen/Qwen2.5-7B-Instruct": "qwen2.5-7b",
 }
 # bitsandbytes: one scale per 64 weights; double quantisation stores the scales in 8 bits, with one
 # fp32 scale per 256 of them. Each weight also has a 16-entry code table, with double quantisation

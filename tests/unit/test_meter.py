@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from hallulib import meter as meter_module
 from hallulib.meter import PeakSampler, measure
 
 pytestmark = pytest.mark.unit
@@ -59,3 +60,44 @@ def test_the_children_of_a_process_are_summed_without_the_process_itself():
     peak = sampler.stop()
     del held
     assert 120 * MB < peak < 200 * MB
+
+
+class FakeCuda:
+    """What `measure` asks of torch.cuda, with the answers of a card."""
+
+    def __init__(self):
+        self.calls = []
+        self.memory = self
+
+    def __getattr__(self, name):
+        answers = {"max_memory_allocated": 7 * MB, "max_memory_reserved": 9 * MB}
+        answers["get_device_name"] = "a card"
+
+        def answer(*arguments, **named):
+            self.calls.append((name, *arguments, *named.values()))
+            return answers.get(name)
+
+        return answer
+
+
+def test_on_a_gpu_allocated_and_reserved_are_read_and_the_history_is_written(monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr(meter_module, "_cuda", lambda: cuda)
+    with measure("block", snapshot="history.pickle") as meter:
+        assert cuda.calls == [("reset_peak_memory_stats",), ("_record_memory_history",)]
+    assert (meter.peak_cuda_bytes, meter.peak_cuda_reserved_bytes) == (7 * MB, 9 * MB)
+    assert (meter.device, meter.peak_memory_bytes) == ("cuda (a card)", 7 * MB)
+    assert ("_dump_snapshot", "history.pickle") in cuda.calls
+    assert cuda.calls[-2] == ("_record_memory_history", None)
+
+
+def test_on_an_apple_gpu_the_driver_is_asked_while_the_block_runs(monkeypatch):
+    class Mps:
+        @staticmethod
+        def driver_allocated_memory():
+            return 11 * MB
+
+    monkeypatch.setattr(meter_module, "_mps", lambda: Mps)
+    with measure("block") as meter:
+        pass
+    assert (meter.device, meter.peak_memory_bytes) == ("mps", 11 * MB)

@@ -1,0 +1,206 @@
+"""PyTorch's caching allocator for CUDA, replayed: what is reserved, and whether a limit is enough.
+
+Rules as in c10/cuda/CUDACachingAllocator.cpp with its default settings: sizes are rounded to 512
+bytes; requests up to 1 MiB are cut from segments of 2 MiB, those below 10 MiB from segments of
+20 MiB, larger ones get a segment rounded to 2 MiB; the smallest free block that is large enough is
+taken (best fit) and split; released neighbours merge; when the card has no room for a new segment,
+segments that are wholly free are given back first, and only then is it out of memory.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+from hallulib.memory.tracker import Trace
+
+MIB = 2**20
+ROUNDING = 512
+SMALL = MIB  # up to here from the pool of small blocks
+# cuBLAS keeps a workspace for each thread that calls it: the main one, and autograd's.
+CUBLAS_WORKSPACE = 8320 * 1024  # :4096:2:16:8, PyTorch's default below compute capability 9.0
+
+
+class OutOfMemory(Exception):
+    """The replay needs more than the limit."""
+
+
+@dataclass(eq=False)
+class Block:
+    """Part of a segment; `before` and `after` are its neighbours there."""
+
+    segment: int
+    address: int
+    size: int
+    small: bool
+    free: bool = False
+    before: Block | None = None
+    after: Block | None = None
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Order of best fit: smallest first, then the lowest address."""
+        return (self.size, self.segment, self.address)
+
+
+@dataclass
+class CachingAllocator:
+    """`limit` is what the card has for it, in bytes; None is no limit."""
+
+    limit: int | None = None
+    allocated: int = 0
+    reserved: int = 0
+    peak_allocated: int = 0
+    peak_reserved: int = 0
+    _segments: int = 0
+    _pools: dict[bool, list[tuple[tuple[int, int, int], Block]]] = field(
+        default_factory=lambda: {True: [], False: []}
+    )
+    _held: dict[Hashable, Block] = field(default_factory=dict)
+
+    def allocate(self, name: Hashable, size: int) -> None:
+        """Take a block of at least `size` bytes. Raises OutOfMemory."""
+        size = max(ROUNDING, -(-size // ROUNDING) * ROUNDING)
+        small = size <= SMALL
+        block = self._take_best(small, size) or self._new_segment(small, size)
+        rest = block.size - size
+        if rest >= ROUNDING if small else rest > SMALL:
+            self._split(block, size)
+        block.free = False
+        self._held[name] = block
+        self.allocated += block.size
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+
+    def release(self, name: Hashable) -> None:
+        """Give a block back to its pool, where it merges with free neighbours."""
+        block = self._held.pop(name)
+        self.allocated -= block.size
+        for other in (block.before, block.after):
+            if other is not None and other.free:
+                self._remove(other)
+                self._merge(block, other)
+        block.free = True
+        insort(self._pools[block.small], (block.key, block), key=lambda entry: entry[0])
+
+    def _take_best(self, small: bool, size: int) -> Block | None:
+        pool = self._pools[small]
+        at = bisect_left(pool, (size, -1, -1), key=lambda entry: entry[0])
+        return pool.pop(at)[1] if at < len(pool) else None
+
+    def _new_segment(self, small: bool, size: int) -> Block:
+        if small:
+            segment = 2 * MIB
+        elif size < 10 * MIB:
+            segment = 20 * MIB
+        else:
+            segment = -(-size // (2 * MIB)) * 2 * MIB
+        if self.limit is not None and self.reserved + segment > self.limit:
+            self._return_free_segments()
+            if self.reserved + segment > self.limit:
+                raise OutOfMemory
+        self._segments += 1
+        self.reserved += segment
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        return Block(self._segments, 0, segment, small)
+
+    def _return_free_segments(self) -> None:
+        for small, pool in self._pools.items():
+            whole = [b for _, b in pool if b.before is None and b.after is None]
+            self.reserved -= sum(block.size for block in whole)
+            self._pools[small] = [entry for entry in pool if entry[1] not in whole]
+
+    def _split(self, block: Block, size: int) -> None:
+        rest = Block(
+            block.segment, block.address + size, block.size - size, block.small, True,
+            before=block, after=block.after,
+        )  # fmt: skip
+        if rest.after is not None:
+            rest.after.before = rest
+        block.after, block.size = rest, size
+        insort(self._pools[block.small], (rest.key, rest), key=lambda entry: entry[0])
+
+    def _remove(self, block: Block) -> None:
+        pool = self._pools[block.small]
+        pool.pop(bisect_left(pool, block.key, key=lambda entry: entry[0]))
+
+    def _merge(self, block: Block, other: Block) -> None:
+        """Grow `block` by its free neighbour."""
+        if other is block.before:
+            block.address, block.before = other.address, other.before
+            if block.before is not None:
+                block.before.after = block
+        else:
+            block.after = other.after
+            if block.after is not None:
+                block.after.before = block
+        block.size += other.size
+
+
+def replay(
+    requests: Iterable[tuple[Hashable, int]], limit: int | None = None
+) -> CachingAllocator:
+    """Replay (name, bytes) in order; bytes 0 releases what `name` holds. Raises OutOfMemory."""
+    allocator = CachingAllocator(limit)
+    for name, size in requests:
+        if size:
+            allocator.allocate(name, size)
+        else:
+            allocator.release(name)
+    return allocator
+
+
+def fits(requests: Iterable[tuple[Hashable, int]], limit: int) -> bool:
+    """Whether an allocator with `limit` bytes survives the replay."""
+    try:
+        replay(requests, limit)
+    except OutOfMemory:
+        return False
+    return True
+
+
+def list_requests(trace: Trace, accumulates: bool = False) -> list[tuple[Hashable, int]]:
+    """Return the requests of two passes in a row, as (name, bytes), 0 bytes for a release.
+
+    A trace holds one pass, with the optimiser's states there from the start. In life they come
+    with the first update, after the first pass; what is kept from it lies between everything else.
+    """
+    parts = {name: slice(start, end) for name, start, end in trace.list_phases()}
+    once = trace.list_permanent(parts["forward"].start)
+    requests: list[tuple[Hashable, int]] = []
+
+    def emit(part: str, turn: int) -> None:
+        for event in trace.events[parts[part]] if part in parts else ():
+            storage = abs(event) - 1
+            if storage in once and turn:
+                continue
+            name = storage if storage in once else (turn, storage)
+            requests.append((name, max(trace.sizes[storage], 1) if event > 0 else 0))
+
+    emit("load", 0)
+    if accumulates:
+        emit("first update", 0)
+    for turn in (0, 1):
+        requests += [] if turn else [("workspace", CUBLAS_WORKSPACE)]
+        emit("forward", turn)
+        requests += [] if turn or "backward" not in parts else [("its own", CUBLAS_WORKSPACE)]
+        emit("backward", turn)
+        if turn == 0 and not accumulates:
+            emit("first update", 0)
+        if turn or not accumulates:
+            emit("update", turn)
+    return requests
+
+
+def find_smallest_limit(requests: list[tuple[Hashable, int]], step: int = 8 * MIB) -> int:
+    """Return the least memory, to `step` bytes, in which the replay survives.
+
+    It lies between what is allocated and what is reserved at most: under pressure the allocator
+    gives free segments back before it gives up.
+    """
+    free = replay(requests)
+    low, high = free.peak_allocated, free.peak_reserved
+    while high - low > step:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(requests, middle) else (middle, high)
+    return high

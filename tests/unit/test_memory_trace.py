@@ -1,0 +1,161 @@
+"""The same step on fake and on real tensors: the predicted bytes are the real ones, to the byte."""
+
+import json
+
+import pytest
+import torch
+from tiny_model import write_base_model
+from torch.profiler import ProfilerActivity, profile
+
+from hallulib import scoring
+from hallulib.memory import Levers, load_model_config, predict_peak
+from hallulib.memory.prediction_cache import PredictionCache
+from hallulib.memory.steps import StepShape
+from hallulib.memory.strategies import STRATEGIES
+from hallulib.memory.tracing import trace_real, trace_strategy
+from hallulib.memory.tracker import StorageTracker
+from hallulib.recipe import load_recipe
+
+pytestmark = pytest.mark.unit
+
+ON_CPU = Levers(on_cuda=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base_model(tmp_path_factory.mktemp("base"), num_hidden_layers=3, hidden_size=64)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", 400 * 16)  # so that there are several
+
+
+def make_recipe(base, **changes):
+    model = {"name_or_path": str(base), "max_length": 256} | changes
+    batches = {"pairs.batch_size": 4, "pairs.samples_per_note": 2}
+    return load_recipe("tiny-cpu", {"model": model} | batches)
+
+
+def both_traces(base, plan, shape, **changes):
+    recipe, strategy = make_recipe(base, **changes), STRATEGIES[plan]
+    config = load_model_config(str(base))
+    fake = trace_strategy(config, recipe, strategy, shape, ON_CPU)
+    return fake, trace_real(recipe, strategy, shape)
+
+
+def assert_equal_to_the_byte(fake, real):
+    assert fake.find_peak()[0] == real.find_peak()[0] > 1_000_000
+    assert fake.events.count(1) == 1 and sum(fake.sizes) > 2 * fake.find_peak()[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_the_predicted_dpo_peak_is_the_real_one_to_the_byte(
+    base, quantization, dtype, checkpointing
+):
+    settings = {"quantization": quantization, "dtype": dtype}
+    settings["gradient_checkpointing"] = checkpointing
+    shape = StepShape(2, 96, 40, shared=True)
+    assert_equal_to_the_byte(*both_traces(base, "cached_reference_pass2", shape, **settings))
+
+
+@pytest.mark.parametrize("plan", ["sft", "cached_reference_pass2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("head", ["chunked", "completion", "full"])
+def test_it_is_with_every_head_and_attention(base, head, attention, plan):
+    shape = StepShape(3, 90, 30, head)
+    settings = {"attention": attention, "dtype": "bfloat16"}
+    assert_equal_to_the_byte(*both_traces(base, plan, shape, **settings))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["plain", "shared"])
+@pytest.mark.parametrize("plan", [n for n, s in STRATEGIES.items() if s.quantization is None])
+def test_it_is_with_every_strategy_and_layout(base, plan, shared):
+    shape = StepShape(4, 96, 40, shared=shared and STRATEGIES[plan].runs in ("dpo", "reference"))
+    assert_equal_to_the_byte(*both_traces(base, plan, shape, gradient_checkpointing=True))
+
+
+def test_it_is_with_two_models_and_with_biases_and_a_sliding_window(tmp_path):
+    folder = write_base_model(tmp_path / "base", hidden_size=64, attention_bias=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 24}))
+    shape = StepShape(2, 96, 40, shared=True)
+    found = both_traces(folder, "dual_4bit", shape, quantization="nf4", dtype="bfloat16")
+    assert_equal_to_the_byte(*found)
+
+
+def test_predict_peak_returns_that_peak_and_names_every_byte_of_it(base, tmp_path):
+    recipe, config = make_recipe(base), load_model_config(str(base))
+    budget = predict_peak(
+        config, recipe, "sft", sequence_tokens=90, completion_tokens=30, rows=3, device="cpu",
+        cache=PredictionCache(tmp_path),
+    )
+    real = trace_real(recipe, STRATEGIES["sft"], StepShape(3, 90, 30))
+    assert budget.method == "traced" and budget.total == real.find_peak()[0]
+    lora = sum(size for size, label in zip(real.sizes, real.labels, strict=True)
+               if label == "lora_weights")  # fmt: skip
+    assert budget.terms["lora_weights"] == lora > 0
+    assert budget.terms["optimiser_states"] == pytest.approx(2 * lora, rel=0.01)
+    assert budget.terms["allocator_slack"] == budget.terms["cuda_context"] == 0
+
+
+def test_an_independent_witness_sees_the_same_allocations(base):
+    """PyTorch's profiler watches the CPU allocator itself, scratch inside operators included."""
+    recipe, plan = make_recipe(base), STRATEGIES["cached_reference_pass2"]
+    shape = StepShape(8, 200, 100, "full")
+    trace = trace_real(recipe, plan, shape)
+    names = ("base_weights", "quantisation_constants", "lora_weights")
+    weights = sum(size for size, label in zip(trace.sizes, trace.labels, strict=True)
+                  if label in names)  # fmt: skip
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as witness:
+        trace_real(recipe, plan, shape)
+    events = witness.profiler.kineto_results.events()
+    totals, total = [0], 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            totals.append(total)
+    # The witness also sees the weights being loaded.
+    assert max(totals) == pytest.approx(trace.find_peak()[0], rel=0.03)
+    assert weights < max(totals)
+
+
+def test_the_tracker_sees_views_once_and_forgets_what_is_gone():
+    with StorageTracker() as tracker:
+        a = torch.zeros(1000)
+        b = a[:10].view(2, 5) + 1
+        del a
+        c = torch.zeros(500)
+    assert tracker.trace.find_peak()[0] == 4000 + 40
+    assert [tracker.trace.sizes[i] for i in tracker.trace.list_alive(4)] == [40, 2000]
+    assert b.shape and c.shape
+
+
+def test_int8_keeps_its_inputs_although_checkpointing_is_on(base):
+    """bitsandbytes keeps them outside of what non-reentrant checkpointing can drop."""
+    settings = {"dtype": "bfloat16", "gradient_checkpointing": True}
+    kept = {}
+    for quantization in ("nf4", "int8"):
+        recipe = make_recipe(base, quantization=quantization, **settings)
+        config = load_model_config(str(base))
+        plan, shape = STRATEGIES["cached_reference_pass2"], StepShape(4, 128, 64)
+        trace = trace_strategy(config, recipe, plan, shape, Levers())
+        end = next(end for name, _, end in trace.list_phases() if name == "forward")
+        born = [i for i in trace.list_alive(end) if trace.phases[i] == "forward"]
+        kept[quantization] = sum(trace.sizes[i] for i in born if trace.labels[i] != "logits")
+    assert kept["int8"] > 2 * kept["nf4"]
+
+
+def test_the_fp32_upcast_that_others_make_costs_half_of_what_is_not_packed(base):
+    settings = {"quantization": "nf4", "dtype": "bfloat16"}
+    recipe, config = make_recipe(base, **settings), load_model_config(str(base))
+    plan, shape = STRATEGIES["sft"], StepShape(1, 32, 16)
+    size = {}
+    for upcast in (False, True):
+        trace = trace_strategy(config, recipe, plan, shape, Levers(False, upcast=upcast))
+        alive = trace.list_alive(trace.find_peak()[1])
+        size[upcast] = sum(trace.sizes[i] for i in alive if trace.labels[i] == "base_weights")
+    unpacked = (config.vocab_size + 7) * 64  # embeddings (tied) and norms
+    assert size[True] - size[False] == 2 * unpacked
