@@ -83,7 +83,7 @@ STAGES: dict[str, StageSpec] = {
         inputs=_DPO,
         outputs=("dpo/adapter", "dpo/metrics.jsonl"),
         sections=("model", "dpo"),
-        code=("dpo/trainer.py",),
+        code=("dpo/train.py",),
     ),
     "comparison": StageSpec(
         "05_sequential_dpo",
