@@ -20,10 +20,7 @@ from blocks import replace_block
 from effect_over_seeds import read_figures
 
 from hallulib.data import prepare_data
-from hallulib.dpo.arms import train_comparison_arms
-from hallulib.dpo.pairs import build_pairs
-from hallulib.dpo.reference_cache import cache_reference
-from hallulib.dpo.trainer import train_dpo
+from hallulib.dpo import build_pairs, cache_reference, train_comparison_arms, train_dpo
 from hallulib.evaluation import evaluate_systems
 from hallulib.paths import project_root
 from hallulib.recipe import load_recipe, parse_set

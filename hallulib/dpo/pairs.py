@@ -192,7 +192,7 @@ def _write_pairs(
     refuse_cut_pairs(described["cuts"], recipe)
     for name, part in parts.items():
         _write_parquet(pd.DataFrame(part), run.path(f"pairs/{name}.parquet"))
-    lines = ({"id": name, "samples": samples[name]} for name in notes["id"])
+    lines = ({"id": name, "samples": samples[name]} for name in notes["id"] if samples[name])
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_text_atomic(run.path("pairs/candidates.jsonl"), text)
     means = [sum(side) / len(errors) for side in zip(*errors, strict=True)]

@@ -239,21 +239,17 @@ def test_300_000_rows_cost_no_more_memory_than_30_000(tmp_path):
         "import resource, sys; from collections import Counter\n"
         "from hallulib.data.medhal import stream_medhal_rows\n"
         "from hallulib.data.splits import draw_rows\n"
-        "d = Counter(); rows = stream_medhal_rows(sys.argv[1], '{context}',"
-        " ['information_extraction'], d, {})\n"
-        "r = draw_rows(rows, {'train': 800, 'validation': 100, 'test': 100}, 0, d)\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(peak if sys.platform == 'linux' else peak // 1024, len(r) + sum(d.values()))"
+        "for path in sys.argv[1:]:\n"
+        "    d = Counter(); tasks = ['information_extraction']\n"
+        "    rows = stream_medhal_rows(path, '{context}', tasks, d, {})\n"
+        "    r = draw_rows(rows, {'train': 800, 'validation': 100, 'test': 100}, 0, d)\n"
+        "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    print(peak if sys.platform == 'linux' else peak // 1024, len(r) + sum(d.values()))"
     )
-
-    def measure(path) -> tuple[int, int]:
-        command = [sys.executable, "-c", code, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return tuple(map(int, done.stdout.split()))
-
-    small, few = measure(write(tmp_path / "small.parquet", 30_000))
-    large, many = measure(write(tmp_path / "large.parquet", 300_000))
+    paths = write(tmp_path / "small.parquet", 30_000), write(tmp_path / "large.parquet", 300_000)
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    small, few, large, many = map(int, done.stdout.split())
     assert (few, many) == (30_000, 300_000)
-    text = 300_000 * len(filler) / 1024
-    assert text > 300_000  # KiB that would lie in memory if the rows were kept
+    assert 300_000 * len(filler) / 1024 > 300_000  # KiB, if the rows were kept
     assert large - small < 100_000

@@ -236,7 +236,8 @@ def test_notes_without_a_rejected_side_are_counted_and_none_at_all_is_an_error(t
             rejected=lambda f: f["rejected"].where(f["id"].str[-1].isin(list("01234")), "")
         )
 
-    result, rows, _ = build(tmp_path / "half", {"pairs.origin": "given"}, half)
+    result, rows, run = build(tmp_path / "half", {"pairs.origin": "given"}, half)
+    assert set(read_candidates(run.path("pairs/candidates.jsonl"))) == set(rows["id"])
     assert result.counts["no rejected side came with the note"] == 12 - len(rows) > 0
     with pytest.raises(DataError, match="'twin', and none of 12 notes came with a rejected side"):
         build(tmp_path / "none", {"pairs.origin": "twin"})
