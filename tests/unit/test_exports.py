@@ -64,6 +64,17 @@ def test_what_is_said_of_a_repeated_item_counts_only_against_oneself(tmp_path):
     assert compare_repeats(records["Ann"])["agreed"] == compare_repeats(records["Bo"])["n"] == 6
 
 
+def test_two_sessions_of_one_person_are_not_two_assessors(graded):
+    recipe, run = graded
+    shorter = recipe.model_copy(
+        update={"assessment": recipe.assessment.model_copy(update={"items": 4})}
+    )
+    grade_all(run, shorter, "Ann")
+    found = analyse_assessment(recipe, run).assessors
+    assert sorted(found["assessors"]) == ["=Bo", "Ann"] and len(found["pairs"]) == 1
+    assert found["pairs"][0]["n"] == 24  # Ann's fullest
+
+
 def test_disputes_are_settled_in_the_same_view_and_without_names(graded):
     recipe, run = graded
     found = open_adjudication(run, recipe, "Chris")
