@@ -25,7 +25,7 @@ def collect_grades(record: SessionRecord) -> Graded:
 
 
 def compare_assessors(records: Sequence[SessionRecord]) -> dict:
-    """Agreement between assessors: every two on what both graded (if anything), and alpha over all of them.
+    """Agreement between assessors: every two who graded the same summaries, and alpha over all.
 
     {assessors, pairs: [{first, second, n, agreed, share, kappa, ...}], alpha, alpha_text, n}
     """
