@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 from blocks import replace_block
-from dpo_workloads import MODELS, WORKLOADS, write_workload
+from dpo_workloads import MODELS, WORKLOADS, count_weights, write_workload
 
 from hallulib.paths import project_root
 
@@ -130,8 +130,26 @@ def describe(frame: pd.DataFrame) -> str:
                 f"{r.times_patched:.2f} | {r.times_plain:.2f}{ideal} | {r.reference_seconds:.1f} "
                 f"({r.reference_times_stock:.2f}) | {r.added_mb:.0f} | {r.loss_differs:.1e} |"
             )
-        lines.append("")
+        lines += ["", describe_ceiling(model, part), ""]
     return "\n".join(lines) + "![speed](dpo_vs_trl.png)\n"
+
+
+def describe_ceiling(model: str, part: pd.DataFrame) -> str:
+    """What the count of multiplications allows at most over TRL as it comes."""
+    layers, head = count_weights(model)
+    reached = part[part["arm"] == "ours_shared"].set_index("ratio")["times_stock"]
+    lines = []
+    for ratio in part["ratio"].unique():
+        prompt, completion = ratio, 1.0
+        stock = 2 * (prompt + completion) * (layers + head)
+        ours = (prompt + 2 * completion) * layers + 2 * completion * head
+        lines.append(f"{ratio}:1 {stock / ours:.2f} (reached {reached[ratio]:.2f})")
+    return (
+        f"Most that fewer multiplications with weights can bring over TRL as it comes: "
+        f"{', '.join(lines)}. The head holds {head / (layers + head):.0%} of the weights that a "
+        "token is multiplied with. Attention is not counted; what is reached beyond that is not "
+        "arithmetic (memory written and read, overhead) and is not taken apart here."
+    )
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:

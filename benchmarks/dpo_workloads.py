@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
@@ -17,6 +23,7 @@ from hallulib.dpo.batching import TokenPair
 from hallulib.paths import project_root
 from hallulib.training import draw_order
 
+BASE = project_root() / "data" / "base_model"
 WORKLOADS = (1, 4, 9)  # prompt tokens per completion token
 PAIRS_PER_STEP, COMPLETION_TOKENS = 4, 100
 PAIRS_FILE, UNORDERED_FILE, MODEL_FOLDER = "pairs.jsonl", "unordered.jsonl", "model"
@@ -44,8 +51,7 @@ def write_workload(model: str, ratio: int, steps: int, folder: Path) -> dict[str
         write_wide_model(folder / MODEL_FOLDER, MODELS[model].width)
         make_pair = draw_word_pair
     else:
-        base = project_root() / "data" / "base_model"
-        (folder / MODEL_FOLDER).symlink_to(base, target_is_directory=True)
+        (folder / MODEL_FOLDER).symlink_to(BASE, target_is_directory=True)
         make_pair = draw_clinic_pair
     tokenizer = AutoTokenizer.from_pretrained(folder / MODEL_FOLDER)
     rng = random.Random(f"{model}-{ratio}")
@@ -104,9 +110,23 @@ def write_wide_model(folder: Path, width: int) -> None:
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(names), hidden_size=width, intermediate_size=704, num_hidden_layers=6,
+    LlamaForCausalLM(wide_config(width)).save_pretrained(folder)
+
+
+def wide_config(width: int) -> LlamaConfig:
+    """The shape of :func:`write_wide_model`."""
+    return LlamaConfig(
+        vocab_size=32 * width, hidden_size=width, intermediate_size=704, num_hidden_layers=6,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=2048,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def count_weights(model: str) -> tuple[int, int]:
+    """Return how many weights a token meets in the layers, and how many in the head."""
+    width = MODELS[model].width
+    config = wide_config(width) if width else AutoConfig.from_pretrained(BASE)
+    with torch.device("meta"):
+        built = LlamaForCausalLM(config)
+    linear = [m for m in built.model.modules() if isinstance(m, torch.nn.Linear)]
+    return sum(m.weight.numel() for m in linear), built.lm_head.weight.numel()

@@ -21,7 +21,7 @@ from hallulib.data import prepare_data
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.pairs import build_pairs
 from hallulib.dpo.reference_cache import cache_reference
-from hallulib.dpo.trainer import train_dpo
+from hallulib.dpo.train import train_dpo
 from hallulib.evaluation import evaluate_systems
 from hallulib.evaluation.metrics import PRIMARY
 from hallulib.evaluation.report import format_p

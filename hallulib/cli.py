@@ -38,7 +38,7 @@ STAGE_FUNCTIONS = {
     "memory": "hallulib.memory:predict_budget",
     "pairs": "hallulib.dpo:build_pairs",
     "reference": "hallulib.dpo.reference_cache:cache_reference",
-    "dpo": "hallulib.dpo.trainer:train_dpo",
+    "dpo": "hallulib.dpo.train:train_dpo",
     "comparison": "hallulib.dpo.arms:train_comparison_arms",
     "evaluation": "hallulib.evaluation:evaluate_systems",
     "assessment": "hallulib.assessment:analyse_assessment",

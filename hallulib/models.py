@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from hallulib.adapters import prepare_training, require_adapter
 from hallulib.errors import ChecksumMismatch, ModelError
 from hallulib.paths import display_path, resolve_path, sha256_file
+from hallulib.processes import own_device
 from hallulib.recipe import Recipe
 
 CHECKSUMS = "SHA256SUMS.json"
@@ -114,7 +115,7 @@ def load_base_model(recipe: Recipe) -> PreTrainedModel:
             dtype=dtype,
             attn_implementation=recipe.model.attention,
             quantization_config=_build_quantization(recipe, dtype),
-            device_map={"": device},
+            device_map={"": own_device(device)},
         )
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks NF4 weights in place at the first forward

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0b5fa5", "#c55a11", "#2e7d32", "#b3261e", "#6b6b6b"
@@ -149,6 +150,31 @@ def plot_reference_logps(chosen: Sequence[float], rejected: Sequence[float]) -> 
     right.axvline(0, color=GREY)
     right.set(xlabel="chosen minus rejected (nats)", ylabel="pairs")
     return _finish(figure, "What the reference thinks of each completion")
+
+
+def plot_attention(seen: np.ndarray, lengths: Sequence[tuple[int, int, int]]) -> Figure:
+    """Which token (row) reads which (column): `seen` is bool, (tokens, tokens).
+
+    `lengths` holds (prompt, chosen, rejected) tokens of each pair of the row.
+    """
+    figure, (axis,) = _new_figure(height=6.2)
+    parts = [part for pair in lengths for part in zip("PCR", pair, strict=True)]
+    colour = {"P": 1, "C": 2, "R": 3}
+    owner = np.repeat([colour[name] for name, _ in parts], [size for _, size in parts])
+    shades = ListedColormap(["white", BLUE, GREEN, RED])
+    axis.imshow(np.where(seen, owner[None, :], 0), cmap=shades, vmin=0, vmax=3)
+    edges = np.cumsum([0, *(size for _, size in parts)]) - 0.5
+    names = {"P": "prompt", "C": "chosen", "R": "rejected"}
+    middles = (edges[1:] + edges[:-1]) / 2
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
+        set_ticks(middles, [names[name] for name, _ in parts])
+    axis.tick_params(axis="x", rotation=30)
+    for edge in edges[1:-1]:
+        axis.axhline(edge, color=GREY, linewidth=0.8)
+        axis.axvline(edge, color=GREY, linewidth=0.8)
+    axis.grid(False)
+    axis.set(xlabel="what is read", ylabel="who reads")
+    return _finish(figure, "Two pairs in one row: each prompt runs once")
 
 
 def plot_pair_errors(chosen: Sequence[int], rejected: Sequence[int]) -> Figure:

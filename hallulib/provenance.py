@@ -16,7 +16,9 @@ from hallulib.recipe import Recipe
 
 PACKAGE = Path(__file__).parent
 # Sources that carry a stage but move no number of it: an edit there makes no stage stale.
-PLUMBING = set("errors paths recipe provenance run meter stage plots".split())
+PLUMBING = set(
+    "errors paths processes recipe recipe_sections provenance run meter stage plots".split()
+)
 LIBRARIES = "torch transformers peft accelerate datasets tokenizers pandas pyarrow scipy".split()
 
 
@@ -81,7 +83,7 @@ STAGES: dict[str, StageSpec] = {
         inputs=_DPO,
         outputs=("dpo/adapter", "dpo/metrics.jsonl"),
         sections=("model", "dpo"),
-        code=("dpo/trainer.py",),
+        code=("dpo/train.py",),
     ),
     "comparison": StageSpec(
         "05_sequential_dpo",

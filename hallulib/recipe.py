@@ -6,141 +6,30 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as PydanticField
+from pydantic import ValidationError
 
 from hallulib.errors import RecipeError
 from hallulib.paths import display_path, resolve_path, sha256_text
+from hallulib.recipe_sections import (
+    AssessmentSection,
+    DataSection,
+    DpoSection,
+    EvaluationSection,
+    LoraSection,
+    MemorySection,
+    ModelSection,
+    PairsSection,
+    ReferenceSection,
+    Section,
+    SftSection,
+    field,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-def field(default: Any, description: str, **limits: Any) -> Any:
-    """A recipe field: its default, one line about it, and its limits."""
-    return PydanticField(default, description=description, **limits)
-
-
-class Section(BaseModel):
-    """Unknown keys are errors, values cannot be changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class ModelSection(Section):
-    name_or_path: str = field("data/base_model", "shipped folder, your own folder, or a hub id")
-    revision: str = field("main", "hub revision (branch, tag or commit)")
-    quantization: Literal["none", "nf4", "int8"] = field("none", "storage of the base weights")
-    dtype: Literal["float32", "bfloat16", "float16"] = field("float32", "type of the computation")
-    attention: Literal["sdpa", "eager"] = field("sdpa", "attention implementation")
-    device: Literal["auto", "cpu", "cuda", "mps"] = field("auto", "auto = cuda, then mps, then cpu")
-    max_length: int = field(512, "longest prompt + completion in tokens", ge=8)
-    gradient_checkpointing: bool = field(False, "recompute activations: less memory, more time")
-
-
-class LoraSection(Section):
-    r: int = field(8, "rank of the update", ge=1)
-    alpha: int = field(16, "scale of the update is alpha / r", ge=1)
-    dropout: float = field(0.0, "dropout before the update; DPO switches it off", ge=0, lt=1)
-    target_modules: str | list[str] = field("all-linear", "layers that get an adapter")
-
-
-class DataSection(Section):
-    source: Literal["clinic", "medhal", "file"] = field("clinic", "where the rows come from")
-    path: str = field("", "file or hub id for medhal and file; unused for clinic")
-    prompt_template: str = field("Summarise the note.\n\n{context}", "prompt around the note")
-    train_size: int = field(3000, "training notes", ge=1)
-    validation_size: int = field(200, "validation notes", ge=1)
-    test_size: int = field(400, "held-out notes", ge=1)
-    missing_rate: float = field(0.3, "share of optional sections missing from a note", ge=0, le=1)
-    reference_fill_rate: float = field(
-        0.85, "share of missing sections the reference states anyway", ge=0, le=1
-    )
-
-
-class SftSection(Section):
-    learning_rate: float = field(2e-3, "peak learning rate", gt=0)
-    batch_size: int = field(32, "rows per micro-batch", ge=1)
-    gradient_accumulation: int = field(1, "micro-batches per step", ge=1)
-    max_steps: int = field(200, "optimiser steps", ge=1)
-    warmup_steps: int = field(10, "steps of linear warm-up", ge=0)
-    eval_steps: int = field(50, "steps between evaluations", ge=1)
-    save_steps: int = field(50, "steps between checkpoints", ge=1)
-    weight_decay: float = field(0.0, "AdamW weight decay", ge=0)
-    report_to: Literal["tensorboard", "none"] = field("tensorboard", "where curves are logged")
-
-
-class PairsSection(Section):
-    origin: Literal["sampled", "perturbed", "twin"] = field("sampled", "how pairs are made")
-    notes: int = field(640, "training notes to sample from", ge=1)
-    samples_per_note: int = field(8, "summaries sampled per note", ge=2)
-    temperature: float = field(1.0, "sampling temperature", gt=0)
-    validation_share: float = field(0.1, "share of pairs held out for validation", gt=0, lt=1)
-    judge: Literal["entities"] = field("entities", "detector that ranks the samples")
-    judge_false_positive_rate: float = field(0.05, "right statements called wrong", ge=0, le=1)
-    judge_false_negative_rate: float = field(0.10, "wrong statements let through", ge=0, le=1)
-    batch_size: int = field(64, "summaries generated at a time", ge=1)
-
-
-class ReferenceSection(Section):
-    batch_size: int = field(32, "pairs per forward pass", ge=1)
-    shard_size: int = field(256, "pairs per file of the cache", ge=1)
-    spot_check_rows: int = field(4, "rows recomputed when the cache is loaded", ge=0)
-
-
-class DpoSection(Section):
-    prefix_sharing: Literal["auto", "off"] = field(
-        "auto", "run a prompt once for both completions; auto = where the model can"
-    )
-    loss: Literal["sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "simpo", "orpo"] = field(
-        "sigmoid", "preference loss; simpo and orpo ask no reference"
-    )
-    simpo_gamma: float = field(0.5, "margin that simpo asks for", ge=0)
-    beta: float = field(0.1, "how far the policy may move from the reference", gt=0)
-    label_smoothing: float = field(0.0, "assumed share of flipped pairs", ge=0, lt=0.5)
-    sft_weight: float = field(1.0, "weight of the SFT term on the chosen completion", ge=0)
-    learning_rate: float = field(1.5e-4, "peak learning rate", gt=0)
-    batch_size: int = field(16, "pairs per micro-batch", ge=1)
-    gradient_accumulation: int = field(1, "micro-batches per step", ge=1)
-    max_steps: int = field(100, "optimiser steps", ge=1)
-    warmup_steps: int = field(10, "steps of linear warm-up", ge=0)
-    eval_steps: int = field(20, "steps between evaluations", ge=1)
-    save_steps: int = field(20, "steps between checkpoints", ge=1)
-    weight_decay: float = field(0.0, "AdamW weight decay", ge=0)
-    max_grad_norm: float = field(1.0, "gradients are clipped to this norm", gt=0)
-    guardrail_notes: int = field(50, "validation notes generated by the guardrail", ge=0)
-    guardrail_steps: int = field(20, "steps between guardrail checks", ge=1)
-    guardrail_patience: int = field(
-        0, "stop after this many guardrail checks without a new best, and keep the best; 0 = never",
-        ge=0,
-    )
-    comparison_arms: list[Literal["dpo_plain", "sft_on_chosen"]] = field(
-        ["dpo_plain", "sft_on_chosen"], "arms trained beside DPO for equally many steps"
-    )
-    report_to: Literal["tensorboard", "none"] = field("tensorboard", "where curves are logged")
-
-
-class MemorySection(Section):
-    card_gb: float = field(12.0, "memory of the card to plan for, in GiB", gt=0)
-
-
-class EvaluationSection(Section):
-    notes: int = field(0, "held-out notes to evaluate; 0 = all", ge=0)
-    batch_size: int = field(64, "summaries generated at a time", ge=1)
-    max_new_tokens: int = field(160, "longest summary in tokens", ge=1)
-    detector: Literal["facts", "entities"] = field("facts", "detector that reports")
-    force_same_detector: bool = field(
-        False, "report with the detector that made the pairs although its figures flatter"
-    )
-
-
-class AssessmentSection(Section):
-    items: int = field(20, "summaries to grade", ge=1)
-    mode: Literal["single", "ab"] = field("single", "one summary, or two side by side")
-    assessor: str = field("me", "name written into the grades")
-    repeat_share: float = field(0.1, "share of items shown twice, for self-agreement", ge=0, le=1)
 
 
 class Recipe(Section):

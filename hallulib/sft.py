@@ -13,21 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from hallulib.adapters import attach_adapter, check_gradient_flow, lora_parameters, save_adapter
 from hallulib.errors import DataError
+from hallulib.metrics_log import METRICS_FILE, MetricsLog
 from hallulib.models import load_base_model, load_tokenizer
 from hallulib.paths import write_text_atomic
+from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.scoring import encode_completion, pad_rows, score_completions
 from hallulib.stage import stage
-from hallulib.training import (
-    METRICS_FILE,
-    MeanTrainer,
-    MetricsLog,
-    build_arguments,
-    find_best_checkpoint,
-    read_metrics,
-    train_to_end,
-)
+from hallulib.training import MeanTrainer, build_arguments, find_best_checkpoint, train_to_end
 from hallulib.watch import explain_out_of_memory
 
 
@@ -47,7 +41,7 @@ def load_sft_result(run: Run) -> SftResult:
     return SftResult(run.path("sft/adapter"), notes["metrics"], notes["best_step"], notes)
 
 
-@stage("sft", load=load_sft_result)
+@stage("sft", load=load_sft_result, parallel=True)
 def train_sft(recipe: Recipe, run: Run) -> SftResult:
     """Fine-tune a LoRA adapter on the reference summaries and save the best step by eval loss.
 
@@ -63,22 +57,27 @@ def train_sft(recipe: Recipe, run: Run) -> SftResult:
     args = build_arguments(recipe, recipe.sft, folder, schedule="linear")
     trainer = SftTrainer(model, recipe, args, rows, validation, tokenizer.pad_token_id)
     tensorboard = run.path("tensorboard/sft") if recipe.sft.report_to == "tensorboard" else None
-    trainer.add_callback(MetricsLog(folder, tensorboard, "sft"))
+    log = MetricsLog(folder, tensorboard, "sft")
+    trainer.add_callback(log)
     trainer.probe(rows)
     train_to_end(trainer)
-    return _save_best(run, recipe, trainer, {"train": dropped, "validation": dropped_too})
+    dropped_rows = {"train": dropped, "validation": dropped_too}
+    return _save_best(run, recipe, trainer, log, dropped_rows)
 
 
-def _save_best(run: Run, recipe: Recipe, trainer: SftTrainer, dropped: dict) -> SftResult:
+def _save_best(
+    run: Run, recipe: Recipe, trainer: SftTrainer, log: MetricsLog, dropped: dict
+) -> SftResult:
     folder = Path(trainer.args.output_dir)
     best = find_best_checkpoint(folder)
-    trainer.model.load_adapter(str(best), "default", is_trainable=True)
-    save_adapter(trainer.model, run.path("sft/adapter"), recipe)
-    write_text_atomic(run.path("sft/metrics.jsonl"), (folder / METRICS_FILE).read_text("utf-8"))
+    trainer.policy.load_adapter(str(best), "default", is_trainable=True)
+    if is_main_process():
+        save_adapter(trainer.policy, run.path("sft/adapter"), recipe)
+        text = (folder / METRICS_FILE).read_text("utf-8")
+        write_text_atomic(run.path("sft/metrics.jsonl"), text)
     step = int(best.name.rpartition("-")[2])
-    at_best = [row for row in read_metrics(folder / METRICS_FILE) if row["step"] == step]
-    metrics = {k: v for row in at_best for k, v in row.items() if k.startswith("eval_")}
-    trainable = sum(p.numel() for p in lora_parameters(trainer.model).values())
+    metrics = log.values_at(step, "eval_")
+    trainable = sum(p.numel() for p in lora_parameters(trainer.policy).values())
     notes = {
         "metrics": metrics, "best_step": step, "steps": trainer.state.global_step,
         "dropped": dropped, "trainable_parameters": trainable,
@@ -139,9 +138,14 @@ class SftTrainer(MeanTrainer):
         return {"input_ids": input_ids, "completion_mask": mask}
 
     def measure(self, model, batch):
-        logps, hits = score_completions(model, batch["input_ids"], batch["completion_mask"])
-        loss = -logps.mean()
-        return loss, {"token_accuracy": (hits.sum(), hits.numel())}
+        rows = (batch["input_ids"], batch["completion_mask"])
+        logps, hits = model(score_completions, *rows)
+        loss = -logps.mean() * self.weigh_tokens(len(logps))
+        nll = -logps.detach().sum()
+        return loss, {"loss": (nll, len(logps)), "token_accuracy": (hits.sum(), len(hits))}
+
+    def total_loss(self, means: dict[str, float]) -> float:
+        return means["loss"]
 
     def probe(self, rows: list[dict[str, list[int]]]) -> None:
         """Run the longest batch once, forward and backward, before anything is trained.
@@ -155,5 +159,5 @@ class SftTrainer(MeanTrainer):
         with explain_out_of_memory("sft"):
             loss, _ = self.measure(self.model, self._prepare_inputs(batch))
             loss.backward()
-        check_gradient_flow(self.model)
+        check_gradient_flow(self.policy)
         self.model.zero_grad(set_to_none=True)

@@ -9,17 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hallulib.adapters import save_adapter
-from hallulib.errors import GateFailed, ModelError
+from hallulib.errors import GateFailed
 from hallulib.models import pick_device
-from hallulib.paths import display_path, write_text_atomic
-from hallulib.recipe import DpoSection, Recipe, SftSection
+from hallulib.paths import display_path
+from hallulib.processes import (
+    count_processes,
+    gather_from_all,
+    is_main_process,
+    process_rank,
+    wait_for_all,
+)
+from hallulib.recipe import Recipe
+from hallulib.recipe_sections import DpoSection, SftSection
 from hallulib.watch import SlowStepWatch, check_loss_is_a_number
 
-METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "trainer_state.json"
 WINDOW = 16  # batches sorted by length together: little padding, and still a random order
 
@@ -49,10 +57,7 @@ def draw_order(lengths: Sequence[int], batch_size: int, batches: int, seed: int)
 def build_arguments(
     recipe: Recipe, section: SftSection | DpoSection, folder: Path, schedule: str
 ) -> TrainingArguments:
-    """Return the settings of transformers.Trainer for one section of the recipe.
-
-    Raises ModelError under a launcher with several processes: that is not supported yet.
-    """
+    """Return the settings of transformers.Trainer for one section of the recipe."""
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=section.max_steps,
@@ -69,7 +74,7 @@ def build_arguments(
         eval_on_start=find_last_checkpoint(folder) is None,
         save_strategy="steps",
         save_steps=section.save_steps,
-        save_total_limit=2,  # the best and the last
+        save_total_limit=section.keep_last + 1,  # and the best
         metric_for_best_model="loss",
         greater_is_better=False,
         logging_steps=1,
@@ -82,27 +87,38 @@ def build_arguments(
         label_names=[],
         report_to="none",
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # every LoRA tensor gets a gradient: a gate sees to it
     )
-    if args.world_size > 1:
-        raise ModelError(
-            f"Training was launched in {args.world_size} processes, and one is supported so far.",
-            "Start it with plain python, and choose the GPU with CUDA_VISIBLE_DEVICES.",
-        )
     if args.n_gpu > 1:
         args._n_gpu = 1  # else the Trainer wraps the model in DataParallel, unasked
     return args
 
 
+class InForward(torch.nn.Module):
+    """Runs any function of the policy within `forward`, the one call that DDP and FSDP wrap."""
+
+    def __init__(self, policy: PeftModel) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return `function(policy, *arguments)`."""
+        return function(self.policy, *arguments)
+
+
 class MeanTrainer(Trainer):
     """A Trainer whose metrics are means of sums, never gathered logits.
 
-    A subclass gives `measure(model, batch) -> (loss, {name: (sum, count)})`. The metrics of the
-    steps since the last log go beside `loss`; those of the validation rows get "eval_".
+    A subclass gives `measure(model, batch) -> (loss, {name: (sum, count)})`, which calls the
+    policy as `model(function, ...)`, and `total_loss`, the loss of many batches from the means of
+    their metrics. The metrics of the steps since the last log go beside `loss`; those of the
+    validation rows get "eval_". Each of n processes takes a share of the rows of a step, so they
+    train as one does with n times the batch.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        policy: PeftModel,
         recipe: Recipe,
         args: TrainingArguments,
         rows: Sequence[dict[str, Any]],
@@ -112,9 +128,10 @@ class MeanTrainer(Trainer):
     ) -> None:
         micro_batches = args.max_steps * args.gradient_accumulation_steps
         lengths = [length(row) for row in rows]
-        order = draw_order(lengths, args.train_batch_size, micro_batches, args.seed)
+        batch_size = args.train_batch_size * count_processes()
+        order = draw_order(lengths, batch_size, micro_batches, args.seed)
         super().__init__(
-            model=model,
+            model=InForward(policy),
             args=args,
             train_dataset=[rows[i] for i in order],
             eval_dataset=sorted(validation, key=length),
@@ -122,7 +139,7 @@ class MeanTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.add_callback(SlowStepWatch())
-        self.recipe = recipe
+        self.policy, self.recipe = policy, recipe
         self.sums: dict[str, list[float]] = {}
         # Losses are means over a micro-batch; the Trainer divides by their number.
         self.loss_is_scaled_for_ga = False
@@ -132,6 +149,20 @@ class MeanTrainer(Trainer):
     ) -> tuple[torch.Tensor, dict[str, tuple[Any, int]]]:
         """Return the loss of a batch and its metrics as (sum, count)."""
         raise NotImplementedError
+
+    def total_loss(self, means: dict[str, float]) -> float:
+        """Return the loss over many batches from the means of their metrics."""
+        raise NotImplementedError
+
+    def weigh_tokens(self, count: int) -> float:
+        """Return what a mean over `count` tokens of this process weighs among the processes.
+
+        Each token then counts the same, however unevenly the processes share them.
+        """
+        if count_processes() == 1 or not self.model.training:
+            return 1.0
+        counts = gather_from_all(count)
+        return count * len(counts) / sum(counts)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, sums = self.measure(model, inputs)
@@ -149,11 +180,13 @@ class MeanTrainer(Trainer):
         """Return and log the mean loss and metrics over the validation rows."""
         self.model.eval()
         sums: dict[str, list[float]] = {}
-        for batch in self.get_eval_dataloader(eval_dataset):
-            loss, found = self.measure(self.model, self._prepare_inputs(batch))
-            weight = next(iter(found.values()))[1]
-            add_sums(sums, {"loss": (loss * weight, weight), **found})
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in take_means(sums).items()}
+        share = self.eval_dataset[process_rank() :: count_processes()]
+        size = self.args.per_device_eval_batch_size
+        for batch in DataLoader(share, size, collate_fn=self.data_collator):
+            add_sums(sums, self.measure(self.model, self._prepare_inputs(batch))[1])
+        means = take_means(sums)
+        means = {"loss": self.total_loss(means)} | means
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -161,7 +194,14 @@ class MeanTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        save_adapter(self.model, output_dir or self.args.output_dir, self.recipe)
+        if is_main_process():  # the Trainer may ask each of them
+            save_adapter(self.policy, output_dir or self.args.output_dir, self.recipe)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        self.policy.load_adapter(str(resume_from_checkpoint), "default", is_trainable=True)
+
+    def _move_model_to_device(self, model, device) -> None:
+        """Nothing: load_base_model has put it there, and quantised weights must not be moved."""
 
 
 def add_sums(sums: dict[str, list[float]], more: dict[str, tuple[Any, int]]) -> None:
@@ -173,80 +213,12 @@ def add_sums(sums: dict[str, list[float]], more: dict[str, tuple[Any, int]]) -> 
 
 
 def take_means(sums: dict[str, list[float]]) -> dict[str, float]:
-    """Return sum / count per name and empty `sums`."""
-    means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+    """Return sum / count per name, over all processes, and empty `sums`."""
+    everywhere: dict[str, list[float]] = {}
+    for found in gather_from_all(dict(sums)):
+        add_sums(everywhere, found)
     sums.clear()
-    return means
-
-
-class MetricsLog(TrainerCallback):
-    """Writes every logged value to metrics.jsonl and TensorBoard, and shows a progress bar.
-
-    On resume, rows past the checkpoint are dropped, so that the file reads as if there had been
-    no interruption.
-    """
-
-    def __init__(self, folder: Path, tensorboard: Path | None, label: str) -> None:
-        self.file = folder / METRICS_FILE
-        self.tensorboard = tensorboard
-        self.label = label
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        rows = [row for row in read_metrics(self.file) if row["step"] <= state.global_step]
-        kept = rows if state.global_step else []
-        write_text_atomic(self.file, "".join(json.dumps(row) + "\n" for row in kept))
-        self.writer = None
-        if self.tensorboard is not None:
-            self.writer = _open_writer(self.tensorboard, state.global_step)
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.label, unit="step"
-        )
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "train_runtime" in logs:  # the Trainer's closing summary: times, not metrics
-            return
-        self.write(state.global_step, {k: v for k, v in logs.items() if k != "epoch"})
-        if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one row {"step": step, **values}."""
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items() if self.writer else ():
-            group = name.replace("eval_", "eval/") if "eval_" in name else name
-            self.writer.add_scalar(group if "/" in group else f"train/{name}", value, step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
-        if control.should_evaluate:
-            control.should_save = True  # so that the best step is always one that was saved
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
-        if self.writer:
-            self.writer.close()
-
-
-def _open_writer(folder: Path, step: int):  # noqa: ANN202 - SummaryWriter, slow to import
-    from torch.utils.tensorboard import SummaryWriter
-
-    if step == 0:
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a torn last line is left out, no file is no rows."""
-    path = Path(path)
-    rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return {name: total / max(count, 1) for name, (total, count) in everywhere.items()}
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
@@ -275,10 +247,12 @@ def train_to_end(trainer: MeanTrainer) -> None:
     folder = Path(trainer.args.output_dir)
     os.makedirs(folder, exist_ok=True)
     checkpoint = find_last_checkpoint(folder)
+    wait_for_all()  # everybody resumes from the same one
     if checkpoint:
         print(f"resuming from {display_path(checkpoint)}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if any(not p.isfinite().all() for p in trainer.model.parameters() if p.requires_grad):
+    wait_for_all()  # the last checkpoint is written
+    if any(not p.isfinite().all() for p in trainer.policy.parameters() if p.requires_grad):
         raise GateFailed(
             "Training ended in weights that are not numbers.", "Lower the learning rate."
         )

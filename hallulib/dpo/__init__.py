@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "losses": ["dpo_loss"],
         "pairs": ["build_judge", "build_pairs"],
         "reference_cache": ["ReferenceCache", "cache_reference", "load_pairs"],
-        "trainer": ["train_dpo"],
+        "strategies": ["compare_strategies"],
+        "train": ["train_dpo"],
     },
 )

@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from hallulib.dpo.trainer import Arm, DpoResult, train_arm
+from hallulib.dpo.train import DpoResult, train_arm
+from hallulib.dpo.trainer import Arm
 from hallulib.errors import storage_guard
 from hallulib.paths import display_path, sha256_tree, write_json_atomic
+from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
@@ -35,7 +37,7 @@ def load_comparison_results(run: Run) -> ComparisonResult:
     return ComparisonResult({name: _read_arm(root / name, notes) for name, notes in arms.items()})
 
 
-@stage("comparison", load=load_comparison_results)
+@stage("comparison", load=load_comparison_results, parallel=True)
 def train_comparison_arms(recipe: Recipe, run: Run) -> ComparisonResult:
     """Train the arms of `dpo.comparison_arms`; writes dpo/arms/<arm>/{adapter, metrics.jsonl}.
 
@@ -44,7 +46,7 @@ def train_comparison_arms(recipe: Recipe, run: Run) -> ComparisonResult:
     root, checkpoints = run.path("dpo/arms"), run.checkpoint_dir("comparison", recipe)
     with storage_guard(root):
         root.mkdir(parents=True, exist_ok=True)
-        for old in root.iterdir():
+        for old in root.iterdir() if is_main_process() else ():
             if old.name not in recipe.dpo.comparison_arms:
                 shutil.rmtree(old)
     results = ComparisonResult()
@@ -52,8 +54,9 @@ def train_comparison_arms(recipe: Recipe, run: Run) -> ComparisonResult:
         notes = _read_finished(root / name, checkpoints / name)
         if notes is None:
             notes = train_arm(recipe, run, ARMS[name], root / name, checkpoints / name).notes
-            finished = {"sha256": sha256_tree(root / name), "notes": notes}
-            write_json_atomic(checkpoints / name / FINISHED, finished)
+            if is_main_process():
+                finished = {"sha256": sha256_tree(root / name), "notes": notes}
+                write_json_atomic(checkpoints / name / FINISHED, finished)
         else:
             print(f"comparison: {name} is finished, reusing {display_path(root / name)}")
         results[name] = _read_arm(root / name, notes)

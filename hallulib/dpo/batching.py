@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,15 @@ from hallulib.scoring import encode_completion, pad_rows
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Token ids of one pair; both completions follow the same prompt ids and end in one EOS."""
+    """Token ids of one pair; both completions follow the same prompt ids and end in one EOS.
+
+    `shortened`: words of the prompt were cut so that the pair fits.
+    """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    shortened: bool = field(default=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -30,13 +34,13 @@ class TokenPair:
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
     @property
-    def address(self) -> str:
+    def address(self) -> bytes:
         """sha256 of the token ids and of which of them are completion: what the pair is."""
         digest = sha256()
         for ids in (self.prompt_ids, self.chosen_ids, self.rejected_ids):
             digest.update(len(ids).to_bytes(8, "little"))
             digest.update(np.asarray(ids, dtype="<i8").tobytes())
-        return digest.hexdigest()
+        return digest.digest()
 
 
 def tokenise_pair(
@@ -49,23 +53,61 @@ def tokenise_pair(
     return TokenPair(left[:cut], left[cut:] + chosen_ids, right[cut:] + rejected_ids)
 
 
-def tokenise_pairs(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict[str, Any]], max_length: int
-) -> tuple[list[TokenPair], dict[str, int]]:
-    """Return the pairs of rows {prompt, chosen, rejected}, and how many were left out, by reason.
+def fit_pair(
+    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str], max_length: int, side: str
+) -> TokenPair | None:
+    """Return the pair of a row {prompt, chosen, rejected}, its prompt shortened until it fits.
 
-    A pair that does not fit max_length is left out, not cut. Raises DataError when none is left.
+    The prompt's own words are cut, at the end or (`side` "left") at the beginning; what a chat
+    template puts around them stays, and so do the completions. None where that is not enough.
+    """
+    prompt, sides = row["prompt"], (row["chosen"], row["rejected"])
+    pair = tokenise_pair(tokenizer, prompt, *sides)
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    while (over := pair.length - max_length) > 0:
+        if over >= len(ids):
+            return None
+        ids = ids[over:] if side == "left" else ids[:-over]
+        # A character may be cut through, which decodes to the replacement character.
+        prompt = tokenizer.decode(ids).strip("\N{REPLACEMENT CHARACTER}")
+        pair = replace(tokenise_pair(tokenizer, prompt, *sides), shortened=True)
+    return pair
+
+
+class TokenisedPairs(NamedTuple):
+    """The pairs that can be trained on, and how many rows were left out, by reason."""
+
+    pairs: list[TokenPair]
+    dropped: dict[str, int]
+
+    def report(self, split: str) -> dict[str, int]:
+        """Return what was done to the pairs of a split, and to how many; nothing is left unsaid."""
+        shortened = sum(pair.shortened for pair in self.pairs)
+        done = {f"{split} pairs left out, {why}": count for why, count in self.dropped.items()}
+        return done | ({f"{split} prompts shortened to fit": shortened} if shortened else {})
+
+
+def tokenise_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[Mapping[str, str]],
+    max_length: int,
+    side: str = "right",
+) -> TokenisedPairs:
+    """Tokenise rows {prompt, chosen, rejected}; raises DataError when no pair is left.
+
+    A completion is never cut: what is too long is taken from the prompt (:func:`fit_pair`).
     """
     pairs, dropped, count = [], Counter(), 0
     for row in rows:
         count += 1
-        pair = tokenise_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"])
         if not row["chosen"].strip() or not row["rejected"].strip():
             dropped["empty completion"] += 1
+            continue
+        pair = fit_pair(tokenizer, row, max_length, side)
+        if pair is None:
+            dropped["completion longer than model.max_length"] += 1
         elif pair.chosen_ids == pair.rejected_ids:
             dropped["identical completions"] += 1
-        elif pair.length > max_length:
-            dropped["longer than model.max_length"] += 1
         else:
             pairs.append(pair)
     if not pairs:
@@ -74,7 +116,7 @@ def tokenise_pairs(
             f"Raise model.max_length (now {max_length}), or make more pairs in notebook "
             "04_reference_cache (pairs.notes, pairs.samples_per_note).",
         )
-    return pairs, dict(dropped)
+    return TokenisedPairs(pairs, dict(dropped))
 
 
 def collate_pairs(

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,17 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.dpo.batching import TokenPair, collate_pairs, tokenise_pairs
+from hallulib.dpo.batching import TokenisedPairs, TokenPair, collate_pairs, tokenise_pairs
 from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout, completion_logps
+from hallulib.dpo.reference_key import fingerprint_reference, hash_fields
 from hallulib.errors import GateFailed, storage_guard
 from hallulib.models import load_policy, load_tokenizer
-from hallulib.paths import display_path, sha256_text, write_json_atomic
+from hallulib.paths import display_path, write_json_atomic
+from hallulib.processes import count_processes, is_main_process, process_rank, wait_for_all
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
 
-SCHEMA = 1
 # Largest difference of a token's log-prob (nats) between a stored row and the same row computed
 # again in a batch of another shape; measured: 1e-4 in float32, 0.02 in bfloat16.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
@@ -50,6 +50,7 @@ class ReferenceResult:
     computed: int
     reused: int
     prompts_shared: bool
+    processes: int
     bytes: int
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -60,7 +61,7 @@ def load_reference_result(run: Run) -> ReferenceResult:
     return ReferenceResult(run.path("reference") / notes["key"][:16], **notes, notes=notes)
 
 
-@stage("reference", load=load_reference_result)
+@stage("reference", load=load_reference_result, parallel=True)
 def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
     """Compute and store the SFT policy's log-probs of all pairs, training and validation.
 
@@ -70,10 +71,10 @@ def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
     tokenizer = load_tokenizer(recipe)
     pairs = []
     for split in ("train", "validation"):
-        kept, dropped = load_pairs(run, split, tokenizer, recipe.model.max_length)
-        pairs += kept
-        for reason, count in dropped.items():
-            print(f"reference: {count} {split} pairs left out, {reason}")
+        found = load_pairs(run, split, tokenizer, recipe)
+        pairs += found.pairs
+        for what, count in found.report(split).items():
+            print(f"reference: {count} {what}")
     policy = load_policy(recipe, run.require("sft/adapter"), trainable=False)
     cache = ReferenceCache.open(run.path("reference"), recipe, policy, tokenizer)
     layout = choose_layout(policy, pairs[:CHECKED_PAIRS], tokenizer.pad_token_id, recipe)
@@ -86,60 +87,21 @@ def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
         "computed": computed,
         "reused": distinct - computed,
         "prompts_shared": layout.shared,
-        "bytes": sum(file.stat().st_size for file in cache.folder.glob("shard-*.parquet")),
+        "processes": count_processes(),
+        "bytes": sum(file.stat().st_size for file in cache.shards()),
     }
     return ReferenceResult(cache.folder, **notes, notes=notes)
 
 
 def load_pairs(
-    run: Run, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[TokenPair], dict[str, int]]:
-    """Return the tokenised pairs of a split and how many were left out, by reason."""
+    run: Run, split: str, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> TokenisedPairs:
+    """Return the tokenised pairs of a split, and how many were left out, by reason."""
     path = run.require(f"pairs/{split}.parquet")
     frame = pd.read_parquet(path, columns=["prompt", "chosen", "rejected"])
-    return tokenise_pairs(tokenizer, frame.to_dict("records"), max_length)
-
-
-def fingerprint_reference(
-    recipe: Recipe, policy: PeftModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    """Return all that moves a log-prob, by name; their hash is the cache's key.
-
-    Weights are hashed as they are in memory, so it does not matter whether they came from a
-    folder or the hub, nor what the folder is called. Learning rate, beta and seed are not in it.
-    """
-    adapter = {n: t for n, t in policy.state_dict().items() if "lora_" in n}
-    base = {n: t for n, t in policy.state_dict().items() if "lora_" not in n}
-    config = policy.peft_config["default"]
-    return {
-        "schema": SCHEMA,
-        "base_weights": _hash_tensors(base),
-        "adapter_weights": _hash_tensors(adapter),
-        "adapter_scale": f"{config.lora_alpha}/{config.r}",
-        "tokenizer": _hash_tokenizer(tokenizer),
-        "chat_template": sha256_text(str(tokenizer.chat_template)),
-        "max_length": recipe.model.max_length,
-        "dtype": recipe.model.dtype,
-        "attention": recipe.model.attention,
-        "quantization": recipe.model.quantization,
-    }
-
-
-def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left behind by the last call; they add padding or cut, neither of which is scored.
-    for name in ("padding", "truncation"):
-        state.pop(name, None)
-    return sha256_text(json.dumps(state, sort_keys=True))
-
-
-def _hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
-    digest = sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    section = recipe.model
+    rows = frame.to_dict("records")
+    return tokenise_pairs(tokenizer, rows, section.max_length, section.truncation_side)
 
 
 class ReferenceCache:
@@ -147,8 +109,8 @@ class ReferenceCache:
 
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder, self.fields = folder, fields
-        self.key = _hash_fields(fields)
-        self.rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.key = hash_fields(fields)
+        self.rows: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def open(
@@ -156,20 +118,26 @@ class ReferenceCache:
     ) -> ReferenceCache:
         """Open, or start, the cache that belongs to this policy below `root`."""
         fields = fingerprint_reference(recipe, policy, tokenizer)
-        cache = cls(root / _hash_fields(fields)[:16], fields)
+        cache = cls(root / hash_fields(fields)[:16], fields)
         if (cache.folder / "manifest.json").exists():
             cache._read_shards()
         return cache
 
     def _read_shards(self) -> None:
-        for file in sorted(self.folder.glob("shard-*.parquet")):
+        self.rows = {}
+        for file in self.shards():
             try:
                 table = pq.read_table(file, page_checksum_verification=True).to_pydict()
-            except (pa.ArrowInvalid, OSError):
-                file.unlink()  # damaged on disk: its rows are computed again
+                columns = [table[name] for name in COLUMNS]
+            except (pa.ArrowInvalid, OSError, KeyError):
+                file.unlink(missing_ok=True)  # damaged on disk: its rows are computed again
                 continue
-            for address, chosen, rejected in zip(*(table[c] for c in COLUMNS), strict=True):
+            for address, chosen, rejected in zip(*columns, strict=True):
                 self.rows[address] = (np.float32(chosen), np.float32(rejected))
+
+    def shards(self) -> list[Path]:
+        """Return the files with the rows, in the order in which they were written."""
+        return sorted(self.folder.glob("shard-*.parquet"))
 
     def fill(
         self,
@@ -183,45 +151,62 @@ class ReferenceCache:
 
         The order is free here, so rows are sorted by length (padding nearly vanishes), longest
         first (running out of memory shows at once). Each shard is written whole and then renamed.
+        Several processes take turns with the shards: the files are those one process would write.
         """
         missing = {pair.address: pair for pair in pairs if pair.address not in self.rows}
         todo = sorted(missing.values(), key=lambda pair: (-pair.length, pair.address))
-        with storage_guard(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(self.folder / "manifest.json", self._describe(complete=not todo))
+        self._write_manifest(complete=not todo)
         bar = tqdm(total=len(todo), desc="reference pass", unit="pair", disable=not todo)
-        for start in range(0, len(todo), recipe.reference.shard_size):
-            shard = todo[start : start + recipe.reference.shard_size]
+        size, free = recipe.reference.shard_size, self._next_number()
+        wait_for_all()  # everybody has seen the same shards
+        for number, start in enumerate(range(0, len(todo), size)):
+            shard = todo[start : start + size]
+            if number % count_processes() != process_rank():
+                bar.update(len(shard))
+                continue
             for first in range(0, len(shard), recipe.reference.batch_size):
                 batch = shard[first : first + recipe.reference.batch_size]
                 found = compute_logps(policy, batch, pad_id, shared)
                 self.rows |= {p.address: row for p, row in zip(batch, found, strict=True)}
                 bar.update(len(batch))
-            self._write_shard(shard)
+            self._write_shard(shard, free + number)
         bar.close()
-        write_json_atomic(self.folder / "manifest.json", self._describe(complete=True))
+        wait_for_all()
+        if todo and count_processes() > 1:
+            self._read_shards()
+        self._write_manifest(complete=True)
         return len(todo)
 
-    def _write_shard(self, shard: Sequence[TokenPair]) -> None:
-        taken = [int(f.stem.partition("-")[2]) for f in self.folder.glob("shard-*.parquet")]
-        path = self.folder / f"shard-{max(taken, default=-1) + 1:05d}.parquet"
+    def _next_number(self) -> int:
+        return max((int(file.stem.partition("-")[2]) for file in self.shards()), default=-1) + 1
+
+    def _write_shard(self, shard: Sequence[TokenPair], number: int) -> None:
+        """Write the rows of some pairs: 32 bytes of address, and 4 a token."""
         addresses = [pair.address for pair in shard]
         values = [[self.rows[a][side] for a in addresses] for side in (0, 1)]
         kind = pa.list_(pa.float32())
-        table = pa.table(
-            [pa.array(addresses), *(pa.array(side, type=kind) for side in values)], names=COLUMNS
-        )
+        columns = [pa.array(addresses, type=pa.binary(32))]
+        columns += [pa.array(side, type=kind) for side in values]
+        path = self.folder / f"shard-{number:05d}.parquet"
         temporary = path.with_name(f".{path.name}.tmp")
         with storage_guard(path):
-            pq.write_table(table, temporary, write_page_checksum=True)
+            pq.write_table(
+                pa.table(columns, names=COLUMNS), temporary, write_page_checksum=True,
+                use_dictionary=False, write_statistics=False, store_schema=False,
+            )  # fmt: skip
             os.replace(temporary, path)
 
-    def _describe(self, complete: bool) -> dict[str, Any]:
+    def _write_manifest(self, complete: bool) -> None:
+        if not is_main_process():
+            return
         what = "per-token log-probabilities (float32, nats) of the reference, the SFT policy"
-        return {
+        manifest = {
             "what": what, "key": self.key, "complete": complete, "rows": len(self.rows),
             "key_is_made_of": self.fields,
         }  # fmt: skip
+        with storage_guard(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(self.folder / "manifest.json", manifest)
 
     def lookup(self, pairs: Sequence[TokenPair]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (chosen, rejected) per-token log-probs of each pair.
@@ -262,7 +247,7 @@ class ReferenceCache:
             differs = max(_largest_difference(*sides) for sides in zip(now, stored[i], strict=True))
             if differs > limit:
                 raise GateFailed(
-                    f"The stored reference of pair {pairs[i].address[:12]} differs by "
+                    f"The stored reference of pair {pairs[i].address.hex()[:12]} differs by "
                     f"{differs:.3g} nats from the policy's own value (up to {limit} is rounding).",
                     f"Delete {display_path(self.folder)} and run notebook 04_reference_cache.",
                 )
@@ -290,7 +275,3 @@ def compute_logps(
     batch = {name: t.to(device) for name, t in collate_pairs(pairs, pad_id, shared).items()}
     rows = [logps.cpu().numpy() for logps in completion_logps(policy, batch)]
     return list(zip(rows[: len(pairs)], rows[len(pairs) :], strict=True))
-
-
-def _hash_fields(fields: dict[str, Any]) -> str:
-    return sha256_text(json.dumps(fields, sort_keys=True))

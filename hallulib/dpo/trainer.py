@@ -1,21 +1,19 @@
-"""Sequential DPO: one model in memory, trained against log-probabilities stored before."""
+"""The DPO loss against log-probabilities stored before, in transformers' Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from peft import PeftModel
 
-from hallulib.adapters import check_gradient_flow, save_adapter
+from hallulib.adapters import check_gradient_flow
 from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.guardrail import BEST_FOLDER, Guardrail
-from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout, completion_logps, sum_completions
+from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.dpo.losses import (
     PREFERENCE_LOSSES,
     LossSettings,
@@ -23,22 +21,10 @@ from hallulib.dpo.losses import (
     dpo_loss,
     mean_nll,
 )
-from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
-from hallulib.models import load_policy, load_tokenizer
-from hallulib.paths import write_text_atomic
+from hallulib.dpo.reference_cache import ReferenceCache
+from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
-from hallulib.run import Run
-from hallulib.stage import stage
-from hallulib.training import (
-    METRICS_FILE,
-    MeanTrainer,
-    MetricsLog,
-    build_arguments,
-    find_best_checkpoint,
-    find_last_checkpoint,
-    read_metrics,
-    train_to_end,
-)
+from hallulib.training import MeanTrainer, build_arguments
 from hallulib.watch import explain_out_of_memory
 
 
@@ -49,95 +35,6 @@ class Arm:
     name: str
     preference: bool
     sft_weight: float
-
-
-@dataclass(frozen=True)
-class DpoResult:
-    """What one arm made. `metrics` are the last eval_* and guardrail/* values."""
-
-    adapter: Path
-    metrics: dict[str, float]
-    reference_key: str
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-def load_dpo_result(run: Run) -> DpoResult:
-    """Read the result of a finished DPO back from the run."""
-    notes = run.manifest["stages"]["dpo"]["notes"]
-    return DpoResult(run.path("dpo/adapter"), notes["metrics"], notes["reference_key"], notes)
-
-
-@stage("dpo", load=load_dpo_result)
-def train_dpo(recipe: Recipe, run: Run) -> DpoResult:
-    """Train the SFT adapter further with DPO plus `dpo.sft_weight` times the SFT term.
-
-    Writes dpo/adapter and dpo/metrics.jsonl. The adapter saved is that of the last step, not the
-    one of the lowest validation loss: that loss keeps falling while the policy breaks, so choosing
-    by it would only look careful. The best by that loss stays beside the last in checkpoints. With
-    `dpo.guardrail_patience` it is the best by what the guardrail saw the policy write.
-    Raises GateFailed when the reference is not this policy's, or gradients go astray.
-    """
-    arm = Arm("dpo", preference=True, sft_weight=recipe.dpo.sft_weight)
-    return train_arm(recipe, run, arm, run.path("dpo"), run.checkpoint_dir("dpo", recipe))
-
-
-def train_arm(recipe: Recipe, run: Run, arm: Arm, folder: Path, checkpoints: Path) -> DpoResult:
-    """Train one arm, or resume it; writes `folder`/adapter and `folder`/metrics.jsonl.
-
-    Arms differ in the loss only: pairs, their order, steps and gates are the same.
-    """
-    tokenizer = load_tokenizer(recipe)
-    policy = load_policy(recipe, run.require("sft/adapter"), trainable=True)
-    gates.check_single_adapter(policy)
-    gates.check_adapter_file(policy, run.require("sft/adapter"))
-    cache = ReferenceCache.open(run.require("reference"), recipe, policy, tokenizer)
-    train, dropped = load_pairs(run, "train", tokenizer, recipe.model.max_length)
-    validation, _ = load_pairs(run, "validation", tokenizer, recipe.model.max_length)
-    gates.check_pairs(train + validation)
-    differs = cache.spot_check(policy, train, tokenizer.pad_token_id, recipe)
-    layout = choose_layout(policy, train[:CHECKED_PAIRS], tokenizer.pad_token_id, recipe)
-    print(layout)
-    last = find_last_checkpoint(checkpoints)
-    if last:
-        gates.check_checkpoint_reference(last, cache.key)
-    trainer = SequentialDPOTrainer(
-        policy, recipe, arm, checkpoints, cache, (train, validation), tokenizer.pad_token_id,
-        layout.shared,
-    )  # fmt: skip
-    tensorboard = run.path(f"tensorboard/{arm.name}")
-    log = MetricsLog(
-        checkpoints, tensorboard if recipe.dpo.report_to == "tensorboard" else None, arm.name
-    )
-    trainer.add_callback(log)
-    if recipe.dpo.guardrail_notes:
-        notes = pd.read_parquet(run.require("data/validation.parquet"))
-        trainer.add_callback(Guardrail(recipe, tokenizer, notes, log))
-    report = trainer.check_gates()
-    train_to_end(trainer)
-    best = checkpoints / BEST_FOLDER
-    if best.exists():  # dpo.guardrail_patience is set
-        policy.load_adapter(str(best), "default", is_trainable=True)
-    save_adapter(policy, folder / "adapter", recipe)
-    write_text_atomic(folder / METRICS_FILE, (checkpoints / METRICS_FILE).read_text("utf-8"))
-    notes = report | {
-        "metrics": last_metrics(folder / METRICS_FILE),
-        "reference_key": cache.key,
-        "spot_check_nats": differs,
-        "prompts_shared": layout.shared,
-        "steps": trainer.state.global_step,
-        "best_step": int(find_best_checkpoint(checkpoints).name.rpartition("-")[2]),
-        "pairs": len(train),
-        "dropped": dropped,
-    }
-    return DpoResult(folder / "adapter", notes["metrics"], cache.key, notes)
-
-
-def last_metrics(path: Path) -> dict[str, float]:
-    """Return the last value of every eval_* and guardrail/* metric of a metrics.jsonl."""
-    found: dict[str, float] = {}
-    for row in read_metrics(path):
-        found |= {k: v for k, v in row.items() if k.startswith(("eval_", "guardrail/"))}
-    return found
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -191,7 +88,7 @@ class SequentialDPOTrainer(MeanTrainer):
         count = len(batch["ref_chosen_logps"])
         if len(batch["counts"]) == count:
             return self._measure_chosen(model, batch)
-        logps = completion_logps(model, batch)
+        logps = model(completion_logps, batch)
         sums = sum_completions(logps)
         pair = PairLogps(
             *sums.split(count), batch["ref_chosen_logps"], batch["ref_rejected_logps"],
@@ -201,8 +98,9 @@ class SequentialDPOTrainer(MeanTrainer):
         # Rewards are relative to the reference whatever the loss, so that arms can be compared.
         chosen = self.recipe.dpo.beta * pair.chosen_logratios.detach()
         rejected = self.recipe.dpo.beta * pair.rejected_logratios.detach()
-        nll = mean_nll(logps[:count])
-        loss = self.arm.sft_weight * nll + (losses.mean() if self.arm.preference else 0.0)
+        nll, tokens = mean_nll(logps[:count]), int(batch["counts"][:count].sum())
+        sft_loss = nll * self.weigh_tokens(tokens)
+        loss = self.arm.sft_weight * sft_loss + (losses.mean() if self.arm.preference else 0.0)
         found = {
             "dpo_loss": losses,
             "drift/chosen": pair.chosen_logratios / pair.chosen_tokens,
@@ -215,18 +113,23 @@ class SequentialDPOTrainer(MeanTrainer):
             "logps/rejected": sums[count:],
         }
         metrics = {name: (values.detach().sum(), count) for name, values in found.items()}
-        return loss, metrics | {"sft_loss": (nll.detach() * count, count)}
+        return loss, metrics | {"sft_loss": (nll.detach() * tokens, tokens)}
 
     def _measure_chosen(self, model, batch):
         """SFT on the chosen needs no rejected row: half the work."""
-        logps = completion_logps(model, batch)
+        logps = model(completion_logps, batch)
         nll, sums, count = mean_nll(logps), sum_completions(logps).detach(), len(logps)
+        tokens = int(batch["counts"].sum())
         chosen = self.recipe.dpo.beta * (sums - batch["ref_chosen_logps"])
-        return self.arm.sft_weight * nll, {
+        return self.arm.sft_weight * nll * self.weigh_tokens(tokens), {
             "rewards/chosen": (chosen.sum(), count),
             "logps/chosen": (sums.sum(), count),
-            "sft_loss": (nll.detach() * count, count),
+            "sft_loss": (nll.detach() * tokens, tokens),
         }
+
+    def total_loss(self, means: dict[str, float]) -> float:
+        preference = means["dpo_loss"] if self.arm.preference else 0.0
+        return preference + self.arm.sft_weight * means["sft_loss"]
 
     def check_gates(self) -> dict[str, Any]:
         """Run the longest batch once, forward and backward, before anything is trained.
@@ -241,10 +144,10 @@ class SequentialDPOTrainer(MeanTrainer):
         with explain_out_of_memory("dpo"):
             loss, _ = self.measure(self.model, batch)
             loss.backward()
-        tensors = check_gradient_flow(self.model)
+        tensors = check_gradient_flow(self.policy)
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            sums = sum_completions(completion_logps(self.model, batch))
+            sums = sum_completions(completion_logps(self.policy, batch))
         count = len(self.longest)
         references = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
         losses, chosen, rejected = dpo_loss(
@@ -255,7 +158,8 @@ class SequentialDPOTrainer(MeanTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        gates.write_reference_key(output_dir or self.args.output_dir, self.reference_key)
+        if is_main_process():
+            gates.write_reference_key(output_dir or self.args.output_dir, self.reference_key)
 
 
 def join_reference(

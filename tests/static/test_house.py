@@ -21,10 +21,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # two stages never import each other (memory stands above sft and dpo and may).
 FLOORS = {
     "errors": 0, "paths": 0, "__init__": 0, "clinic": 0,
-    "recipe": 1,
+    "processes": 0,
+    "recipe_sections": 1, "recipe": 1,
     "provenance": 2, "run": 2, "meter": 2,
     "stage": 3, "models": 3, "adapters": 3, "scoring": 3, "detectors": 3, "generation": 3,
-    "plots": 3, "training": 3, "watch": 3,
+    "plots": 3, "training": 3, "watch": 3, "metrics_log": 3,
     "data": 4, "sft": 4, "dpo": 4, "evaluation": 4, "assessment": 4,
     "memory": 5, "lesson": 5,
     "notebook": 6, "report": 6, "course": 6, "gallery": 6,

@@ -4,84 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_model import (
-    copy_sft_run,
-    make_recipe,
-    record_pairs,
-    shared_folder,
-    start_run,
-    write_base_model,
-)
+from tiny_dpo import BOTH, Interrupted, build_trainer, reference_run, stop_at, weights
+from tiny_model import make_recipe, record_pairs, start_run, write_base_model
 
 from hallulib.adapters import attach_adapter
 from hallulib.dpo import gates
-from hallulib.dpo import trainer as trainer_module
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.guardrail import Guardrail, count_checks_since_best, rate_summaries
-from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, load_pairs
-from hallulib.dpo.trainer import Arm, SequentialDPOTrainer, load_dpo_result, train_dpo
+from hallulib.dpo.reference_cache import cache_reference
+from hallulib.dpo.train import load_dpo_result, train_dpo
+from hallulib.dpo.trainer import Arm, SequentialDPOTrainer
 from hallulib.errors import GateFailed
-from hallulib.models import load_base_model, load_policy, load_tokenizer
+from hallulib.metrics_log import read_metrics
+from hallulib.models import load_base_model, load_policy
 from hallulib.paths import sha256_tree
-from hallulib.run import Run
 from hallulib.sft import train_sft
-from hallulib.training import MetricsLog, read_metrics
+from hallulib.training import find_last_checkpoint
 
 pytestmark = pytest.mark.unit
-
-BOTH = Arm("dpo", preference=True, sft_weight=1.0)
-
-
-class Interrupted(Exception):
-    """Stands for a power cut."""
-
-
-def stop_at(monkeypatch, step: int, label: str = "dpo") -> None:
-    original = MetricsLog.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == step and self.label == label:
-            raise Interrupted
-        return original(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
-
-
-def reference_run(folder, overrides=None):
-    """A recipe and a run of its own in which everything before DPO is finished."""
-    source, recipe = shared_folder() / "reference_run", make_recipe()
-    if not source.exists():
-        run = copy_sft_run(source, recipe)
-        record_pairs(run, recipe)
-        cache_reference(recipe, run)
-    shutil.copytree(source, folder)
-    recipe = make_recipe(overrides)
-    return recipe, Run.open(folder, recipe)
-
-
-def build_trainer(recipe, run, folder, arm=BOTH, policy=None, shift: float = 0.0):
-    """The trainer as `train_arm` builds it, with a reference that can be made wrong."""
-    tokenizer = load_tokenizer(recipe)
-    policy = policy or load_policy(recipe, run.require("sft/adapter"), trainable=True)
-    cache = ReferenceCache.open(run.require("reference"), recipe, policy, tokenizer)
-    cache.rows = {a: (c + np.float32(shift), r) for a, (c, r) in cache.rows.items()}
-    parts = [
-        load_pairs(run, s, tokenizer, recipe.model.max_length)[0] for s in ("train", "validation")
-    ]
-    return SequentialDPOTrainer(policy, recipe, arm, folder, cache, parts, tokenizer.pad_token_id)
-
-
-def weights(run, where: str = "dpo/adapter") -> dict[str, torch.Tensor]:
-    return load_file(run.path(where) / "adapter_model.safetensors")
-
 
 def test_training_starts_at_ln_2_and_raises_the_validation_margin(tmp_path):
     recipe, run = reference_run(tmp_path / "run", {"dpo.learning_rate": 5e-3})
@@ -252,7 +197,7 @@ def test_dropout_is_off_in_training(tmp_path):
     trainer = build_trainer(recipe, run, tmp_path / "a", policy=policy)
     policy.train()
     batch = trainer.collate(trainer.longest)
-    assert torch.equal(*(trainer.measure(policy, batch)[0] for _ in range(2)))
+    assert torch.equal(*(trainer.measure(trainer.model, batch)[0] for _ in range(2)))
     assert trainer.check_gates()["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
@@ -312,87 +257,21 @@ def test_no_comparison_arms_is_an_empty_folder(tmp_path):
     assert list(run.require("dpo/arms").iterdir()) == []
 
 
-def test_the_guardrail_reports_before_the_first_step_every_few_and_after_the_last(tmp_path):
-    recipe, run = reference_run(tmp_path / "run", {"dpo.max_steps": 4})
-    result = train_dpo(recipe, run)
-    rows = [r for r in read_metrics(run.path("dpo/metrics.jsonl")) if "guardrail/answer_rate" in r]
-    assert [row["step"] for row in rows] == [0, 3, 4]
-    assert 0 <= result.metrics["guardrail/hallucination_rate"] <= 1
-
-
-@pytest.mark.parametrize(
-    ("seen", "best", "stopped"),
-    [([0.6, 0.2, 0.4, 0.3, 0.0], 1, 3), ([0.1, 0.2, 0.3], 0, 2)],  # the second gets worse only
-)
-def test_training_stops_when_the_guardrail_sees_no_new_best_and_keeps_the_best(
-    tmp_path, monkeypatch, seen, best, stopped
-):
-    rates, kept = iter(seen), []
-
-    def measure(self, model):
-        kept.append({n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n})
-        return {
-            "guardrail/answer_rate": 1.0,
-            "guardrail/hallucination_rate": next(rates),
-            "guardrail/omission_rate": 0.0,
-        }
-
-    monkeypatch.setattr(Guardrail, "measure", measure)
-    settings = {"dpo.guardrail_patience": 2, "dpo.guardrail_steps": 1}
-    recipe, run = reference_run(tmp_path / "run", settings)
-    result = train_dpo(recipe, run)
-    assert result.notes["steps"] == stopped
-    saved = weights(run)
-    for name, value in kept[best].items():
-        assert torch.equal(saved[name.replace(".default.", ".")], value)
-
-
-def test_the_last_of_equally_good_checks_is_the_best():
-    def rows(*pairs):
-        names = ("guardrail/hallucination_rate", "guardrail/omission_rate")
-        return [{"guardrail/answer_rate": 1.0} | dict(zip(names, p, strict=False)) for p in pairs]
-
-    assert count_checks_since_best(rows((0.6, 0.0), (0.1, 0.0), (0.1, 0.0))) == 0
-    assert count_checks_since_best(rows((0.6, 0.0), (0.1, 0.0), (0.0, 0.2))) == 1
-    assert count_checks_since_best(rows((0.6, 0.0), ())) == 1  # answered nothing
-    assert count_checks_since_best([{"eval_loss": 0.3}]) == 0
-
-
-def test_guardrail_rates_are_those_counted_by_hand():
-    from hallulib.clinic.notes import make_notes
-    from hallulib.clinic.summaries import write_summary
-
-    notes = make_notes(4, seed=3)
-    rows = [{"context": n.text, "facts": json.dumps(n.facts)} for n in notes]
-    right = [write_summary(note.facts) for note in notes]
-    rates = rate_summaries(rows, right)
-    assert rates["guardrail/hallucination_rate"] == 0 and rates["guardrail/omission_rate"] == 0
-    # The second patient's summary for the first note is wrong; an empty one answers nothing.
-    mixed = rate_summaries(rows, [right[1], "", right[2], right[3]])
-    assert mixed["guardrail/answer_rate"] == 0.75
-    assert mixed["guardrail/hallucination_rate"] == pytest.approx(1 / 3)
-    # The empty one leaves all out, of four notes that state equally much; the others nothing.
-    assert mixed["guardrail/omission_rate"] == pytest.approx(0.25)
-
-
-def test_notes_without_facts_are_judged_by_the_rules():
-    rows = [{"context": "He takes aspirin 75 mg.", "facts": ""}]
-    wrong = rate_summaries(rows, ["He takes warfarin 3 mg."])
-    assert wrong["guardrail/hallucination_rate"] == 1
-    assert "guardrail/omission_rate" not in wrong
-
-
 def test_pairs_that_are_left_out_are_counted(tmp_path):
     recipe, run = reference_run(tmp_path / "run", {"dpo.max_steps": 1, "dpo.guardrail_notes": 0})
     frame = pd.read_parquet(run.path("pairs/train.parquet"))
     assert train_dpo(recipe, run).notes["pairs"] == len(frame) == 10
 
 
-def test_nf4_on_cpu_goes_through_sft_reference_and_dpo_and_starts_at_ln_2(tmp_path):
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_weights_go_through_sft_reference_and_dpo_and_start_at_ln_2(
+    tmp_path, quantization
+):
     pytest.importorskip("bitsandbytes")
     base = write_base_model(tmp_path / "base", hidden_size=64, num_key_value_heads=4)
-    small = {"model.quantization": "nf4", "model.dtype": "bfloat16", "dpo.guardrail_notes": 0}
-    recipe = make_recipe(small | {"dpo.max_steps": 1, "sft.max_steps": 1}, base)
+    small = {"model.quantization": quantization, "model.dtype": "bfloat16"}
+    short = {"dpo.max_steps": 1, "sft.max_steps": 1, "dpo.guardrail_notes": 0}
+    recipe = make_recipe(small | short, base)
     run = start_run(tmp_path / "run", recipe)
     train_sft(recipe, run)
     record_pairs(run, recipe)
@@ -400,4 +279,4 @@ def test_nf4_on_cpu_goes_through_sft_reference_and_dpo_and_starts_at_ln_2(tmp_pa
     result = train_dpo(recipe, run)
     assert result.notes["start_loss"] == pytest.approx(math.log(2), abs=0.01)
     assert result.notes["lora_tensors"] == 28
-    assert trainer_module.find_last_checkpoint(run.checkpoint_dir("dpo", recipe)) is not None
+    assert find_last_checkpoint(run.checkpoint_dir("dpo", recipe)) is not None

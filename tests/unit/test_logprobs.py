@@ -126,23 +126,41 @@ def test_the_end_token_comes_once_even_if_the_text_brings_its_own(tokenizer):
     assert completion[-1] == tokenizer.eos_token_id
 
 
-def test_pairs_that_are_empty_identical_or_too_long_are_left_out_with_the_reason(tokenizer):
+def test_pairs_that_are_empty_or_identical_or_too_long_are_left_out_with_the_reason(tokenizer):
     good = {"prompt": "note", "chosen": "He is well.", "rejected": "She is ill."}
     rows = [
         good,
         good | {"rejected": "  "},
         good | {"rejected": "He is well."},
-        good | {"prompt": "word " * 200},
+        good | {"chosen": "word " * 200},
     ]
-    pairs, dropped = tokenise_pairs(tokenizer, rows, max_length=100)
-    assert len(pairs) == 1
-    assert dropped == {
+    found = tokenise_pairs(tokenizer, rows, max_length=100)
+    assert len(found.pairs) == 1
+    assert found.dropped == {
         "empty completion": 1,
         "identical completions": 1,
-        "longer than model.max_length": 1,
+        "completion longer than model.max_length": 1,
     }
+    assert found.report("train")["train pairs left out, empty completion"] == 1
     with pytest.raises(DataError, match="None of 1 pairs"):
         tokenise_pairs(tokenizer, [good], max_length=5)
+
+
+@pytest.mark.parametrize(("side", "kept", "lost"), [("right", "w0", "w79"), ("left", "w79", "w0 ")])
+def test_a_prompt_that_is_too_long_is_shortened_and_the_completions_are_not(
+    tokenizer, side, kept, lost
+):
+    words = " ".join(f"w{number}" for number in range(80))
+    row = {"prompt": words, "chosen": "He is well.", "rejected": "She is ill."}
+    (pair,), dropped = found = tokenise_pairs(tokenizer, [row], max_length=60, side=side)
+    whole = tokenise_pair(tokenizer, *row.values())
+    assert 50 < pair.length <= 60 < whole.length and not dropped
+    assert (pair.chosen_ids, pair.rejected_ids) == (whole.chosen_ids, whole.rejected_ids)
+    text = tokenizer.decode(pair.prompt_ids)
+    # What the chat template puts around the words is still there.
+    assert text.startswith("<s><|user|>") and text.endswith("<|assistant|>")
+    assert kept in text and lost not in text
+    assert found.report("train") == {"train prompts shortened to fit": 1}
 
 
 def test_the_address_of_a_pair_is_its_content_and_where_the_completion_starts():

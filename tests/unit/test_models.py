@@ -228,6 +228,37 @@ def test_nf4_on_cpu_trains_every_lora_tensor_and_copies_nothing_to_float32(tmp_p
     assert check_gradient_flow(policy) == 28
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_checkpointing_changes_no_gradient_on_quantised_weights(tmp_path, quantization):
+    pytest.importorskip("bitsandbytes")
+    base = write_base_model(tmp_path / "base", hidden_size=64, num_key_value_heads=4)
+    small = {"model.quantization": quantization, "model.dtype": "bfloat16"}
+    make_adapter(tmp_path / "adapter", 1, make_recipe(small, base))
+    grads = []
+    for checkpointing in (False, True):
+        recipe = make_recipe(small | {"model.gradient_checkpointing": checkpointing}, base)
+        policy = load_policy(recipe, tmp_path / "adapter", trainable=True).train()
+        backward(policy)
+        assert check_gradient_flow(policy) == 28
+        grads.append([p.grad for p in lora_parameters(policy).values()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_int8_on_cpu_says_nearly_what_the_unquantised_model_says(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = write_base_model(tmp_path / "base", hidden_size=64, num_key_value_heads=4, steps=25)
+    logits = []
+    for quantization in ("none", "int8"):
+        small = {"model.quantization": quantization, "model.dtype": "bfloat16"}
+        model = load_base_model(make_recipe(small, base))
+        with torch.no_grad():
+            logits.append(model(IDS).logits.float().log_softmax(-1))
+    linear = model.model.layers[0].mlp.up_proj
+    assert type(linear).__name__ == "Linear8bitLt" and linear.weight.dtype == torch.int8
+    assert 0 < (logits[0] - logits[1]).abs().mean() < 0.1
+
+
 def test_nf4_gradients_are_the_same_after_a_forward_in_evaluation_mode(tmp_path):
     pytest.importorskip("bitsandbytes")
     base = write_base_model(tmp_path / "base", hidden_size=64, num_key_value_heads=4)

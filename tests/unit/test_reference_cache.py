@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,47 +163,102 @@ def test_rows_are_sorted_by_length_so_that_padding_nearly_vanishes(tmp_path, wor
     assert stored == sorted(stored, reverse=True) and len(set(stored)) > 1
 
 
-def test_the_key_covers_what_moves_the_number_and_nothing_else(tmp_path, world):
-    recipe, run, tokenizer, policy, _ = world
+@pytest.fixture
+def filled(tmp_path, world):
+    """The folder of a cache in which the ten pairs of the world are stored."""
+    recipe, _, tokenizer, policy, pairs = world
+    open_cache(tmp_path / "cache", world).fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    return tmp_path / "cache"
 
-    def key_of(recipe=recipe, policy=policy, tokenizer=tokenizer):
-        return ReferenceCache.open(tmp_path, recipe, policy, tokenizer).key
 
-    same = {"dpo.beta": 0.5, "dpo.learning_rate": 1e-6, "seed": 7, "reference.batch_size": 1}
-    assert key_of(make_recipe(same)) == key_of()
-    tokenizer("a", padding="max_length", max_length=9)  # leaves padding behind in its state
-    assert key_of() == key_of(tokenizer=load_tokenizer(recipe))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dpo.learning_rate": 1e-6}, {"dpo.beta": 0.5}, {"dpo.loss": "ipo"}, {"seed": 7},
+        {"dpo.max_steps": 50}, {"dpo.batch_size": 2}, {"reference.batch_size": 1},
+        {"reference.shard_size": 3}, {"name": "another-run"},
+        "reordered pairs", "added pairs", "another folder", "padding left in the tokenizer",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_moves_no_log_prob_recomputes_no_pair(tmp_path, world, filled, change):
+    recipe, _, tokenizer, policy, pairs = world
+    added = make_pairs(tokenizer, 12)[10:] if change == "added pairs" else []
+    asked = [*reversed(pairs), *added] if isinstance(change, str) else pairs
+    if change == "another folder":
+        filled = filled.rename(tmp_path / "elsewhere")
+    if change == "padding left in the tokenizer":
+        tokenizer("a", padding="max_length", max_length=9)
+    recipe = make_recipe(change) if isinstance(change, dict) else recipe
+    cache = ReferenceCache.open(filled, recipe, policy, tokenizer)
+    assert len(cache.lookup(pairs)) == 10
+    assert cache.fill(policy, asked, tokenizer.pad_token_id, recipe) == len(added)
 
-    moved = load_policy(recipe, run.require("sft/adapter"), trainable=False)
-    next(iter(lora_parameters(moved).values())).data[0, 0] += 1e-3
-    other_base = load_policy(recipe, run.require("sft/adapter"), trainable=False)
-    other_base.get_base_model().model.norm.weight.data[0] += 1e-3
-    template = load_tokenizer(recipe)
-    template.chat_template += " "
-    words = load_tokenizer(recipe)
-    words.add_tokens(["hypertension"])
-    keys = [
-        key_of(),
-        key_of(policy=moved),
-        key_of(policy=other_base),
-        key_of(tokenizer=template),
-        key_of(tokenizer=words),
-        key_of(make_recipe({"model.max_length": 159})),
-        key_of(make_recipe({"model.dtype": "bfloat16"})),
-        key_of(make_recipe({"model.attention": "eager"})),
-        key_of(make_recipe({"model.quantization": "int8"})),
+
+def change_policy(world, what: str):
+    recipe, run, _, _, _ = world
+    policy = load_policy(recipe, run.require("sft/adapter"), trainable=False)
+    if what == "adapter_weights":
+        next(iter(lora_parameters(policy).values())).data[0, 0] += 1e-3
+    elif what == "base_weights":
+        policy.get_base_model().model.norm.weight.data[0] += 1e-3
+    else:
+        policy.peft_config["default"].lora_alpha += 1
+    return policy
+
+
+def change_tokenizer(recipe, what: str):
+    tokenizer = load_tokenizer(recipe)
+    if what == "tokenizer":
+        tokenizer.add_tokens(["hypertension"])
+    else:
+        tokenizer.chat_template += " "
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("adapter_weights", "policy"), ("base_weights", "policy"), ("adapter_scale", "policy"),
+        ("tokenizer", "tokenizer"), ("chat_template", "tokenizer"),
+        ("max_length", {"model.max_length": 159}),
+        ("truncation_side", {"model.truncation_side": "left"}),
+        ("dtype", {"model.dtype": "bfloat16"}), ("attention", {"model.attention": "eager"}),
+        ("quantization", {"model.quantization": "nf4"}),
+    ],
+)  # fmt: skip
+def test_what_moves_a_log_prob_refuses_the_old_rows_by_name(world, filled, field, change):
+    recipe, _, tokenizer, policy, pairs = world
+    policy = change_policy(world, field) if change == "policy" else policy
+    tokenizer = change_tokenizer(recipe, field) if change == "tokenizer" else tokenizer
+    recipe = make_recipe(change) if isinstance(change, dict) else recipe
+    cache = ReferenceCache.open(filled, recipe, policy, tokenizer)
+    with pytest.raises(GateFailed, match=rf"10 of 10[\s\S]*made with another {field}\."):
+        cache.lookup(pairs)
+
+
+def test_a_pair_takes_at_most_64_bytes_and_4_a_token_on_disk(tmp_path, world):
+    recipe = make_recipe({"reference.shard_size": 256})
+    _, _, tokenizer, _, _ = world
+    pairs = make_pairs(tokenizer, 10)
+    rng = np.random.default_rng(0)
+    many = [
+        replace(pair, prompt_ids=[*pair.prompt_ids, int(number)])
+        for pair in pairs
+        for number in rng.permutation(300)[:60]
     ]
-    assert len(set(keys)) == len(keys)
-
-
-def test_a_pair_without_a_row_is_refused_naming_what_differs(tmp_path, world):
-    recipe, run, tokenizer, policy, pairs = world
-    open_cache(tmp_path, world).fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    moved = load_policy(recipe, run.require("sft/adapter"), trainable=False)
-    next(iter(lora_parameters(moved).values())).data[0, 0] += 1e-3
-    other = ReferenceCache.open(tmp_path, recipe, moved, tokenizer)
-    with pytest.raises(GateFailed, match=r"10 of 10[\s\S]*another adapter_weights"):
-        other.lookup(pairs)
+    cache = open_cache(tmp_path, world)
+    tokens = 0
+    for pair in many:
+        sizes = len(pair.chosen_ids), len(pair.rejected_ids)
+        tokens += sum(sizes)
+        cache.rows[pair.address] = tuple(-rng.exponential(size=n).astype("f4") for n in sizes)
+    cache._write_manifest(complete=True)
+    for number in range(0, len(many), recipe.reference.shard_size):
+        cache._write_shard(many[number : number + recipe.reference.shard_size], number)
+    size = sum(file.stat().st_size for file in cache.shards())
+    assert size <= 4 * tokens + 64 * len(many)
+    assert open_cache(tmp_path, world).rows.keys() == {pair.address for pair in many}
 
 
 def test_the_spot_check_passes_a_true_row_and_refuses_a_false_one(tmp_path, world):
@@ -214,7 +270,7 @@ def test_the_spot_check_passes_a_true_row_and_refuses_a_false_one(tmp_path, worl
     true = cache.rows[pairs[3].address]
     for false in (true[0] + np.float32(0.01), true[0][:-1], true[0] * np.float32("nan")):
         cache.rows[pairs[3].address] = (false, true[1])
-        with pytest.raises(GateFailed, match=pairs[3].address[:12]):
+        with pytest.raises(GateFailed, match=pairs[3].address.hex()[:12]):
             cache.spot_check(policy, pairs, tokenizer.pad_token_id, checked)
 
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hallulib import training
 from hallulib.errors import DataError, GateFailed
+from hallulib.metrics_log import MetricsLog, read_metrics
 from hallulib.sft import SftTrainer, load_sft_result, tokenise_rows, train_sft
-from hallulib.training import MetricsLog, draw_order, find_last_checkpoint, read_metrics
+from hallulib.training import draw_order, find_last_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -57,7 +58,7 @@ def test_the_loss_and_accuracy_count_completion_tokens_only(tokenizer, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(shared_base())
     args = training.build_arguments(recipe, recipe.sft, tmp_path, "linear")
     trainer = SftTrainer(model, recipe, args, rows, rows, tokenizer.pad_token_id)
-    loss, sums = trainer.measure(model, trainer.collate(rows))
+    loss, sums = trainer.measure(trainer.model, trainer.collate(rows))
     nll, hits, count = 0.0, 0, 0
     for row in rows:
         ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])

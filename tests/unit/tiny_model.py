@@ -208,7 +208,8 @@ def record_pairs(run: Run, recipe: Recipe, train: int = 10, validation: int = 4)
                     "id": f"{split}-{number}",
                     "group_id": f"{split}-{number}",
                     "prompt": f"Summarise the note.\n\n{note}",
-                    "chosen": reference.partition(" Allergic")[0],
+                    # Of unequal length, so that a mean over tokens is not one over pairs.
+                    "chosen": reference.partition(" Allergic")[0] + " Well." * (number % 3),
                     "rejected": reference,
                     "origin": "sampled",
                     "error_types": ["fabrication"],
