@@ -172,7 +172,7 @@ def _summarise(
         systems=_rate_systems(verdicts), paired=_compare_systems(verdicts),
         preferences=_count_preferences(record), detector=_compare_with_detector(verdicts, detector),
         by_sentence=rate_sentences(record), calibrated=calibrate_detector(verdicts, detector),
-        intra_rater=_compare_repeats(record),
+        intra_rater=compare_repeats(record),
         suggested=sum(e.done and p in record.state.suggested
                       for p, e in enumerate(record.state.entries)),
     )  # fmt: skip
@@ -254,7 +254,7 @@ def calibrate_detector(verdicts: list[tuple[str, str, str, bool]], detector: dic
     return found
 
 
-def _compare_repeats(record: SessionRecord) -> dict:
+def compare_repeats(record: SessionRecord) -> dict:
     """The assessor against themselves, on entries that were shown twice."""
     first, second = [], []
     for slotting, again in zip(record.queue, record.state.entries, strict=True):

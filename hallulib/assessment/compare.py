@@ -25,7 +25,7 @@ def collect_grades(record: SessionRecord) -> Graded:
 
 
 def compare_assessors(records: Sequence[SessionRecord]) -> dict:
-    """Agreement between assessors: every two on what both graded, and alpha over all of them.
+    """Agreement between assessors: every two who graded the same summaries, and alpha over all.
 
     {assessors, pairs: [{first, second, n, agreed, share, kappa, ...}], alpha, alpha_text, n}
     """
@@ -34,6 +34,8 @@ def compare_assessors(records: Sequence[SessionRecord]) -> dict:
     pairs = []
     for (i, first), (j, second) in combinations(enumerate(grades), 2):
         both = sorted(first.keys() & second.keys())
+        if not both:
+            continue
         found = compare_grades(
             [first[place].verdict for place in both], [second[place].verdict for place in both]
         )

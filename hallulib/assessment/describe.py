@@ -82,7 +82,6 @@ def _describe_assessors(result: dict) -> list[str]:
         f"({pair['share']:.0%}, interval {pair['low']:.0%} to {pair['high']:.0%}); "
         f"kappa {pair['kappa_text']}."
         for pair in found.get("pairs", ())
-        if pair["n"]
     ]
     if lines:
         lines.append(

@@ -63,7 +63,7 @@ def keep_current(records: Sequence[SessionRecord], run: Run) -> list[SessionReco
 def choose_assessors(records: Sequence[SessionRecord], mode: str = "") -> list[SessionRecord]:
     """Sessions with a grade, the fullest first: people's, or where no person graded, scripts'.
 
-    Adjudications are not among them.
+    One for each assessor (their fullest; of equally full ones the newest) and no adjudications.
     """
     graded = [
         record for record in records
@@ -71,7 +71,12 @@ def choose_assessors(records: Sequence[SessionRecord], mode: str = "") -> list[S
         and mode in ("", record.header.mode)
     ]  # fmt: skip
     people = [record for record in graded if record.header.assessor_kind != SIMULATED]
-    return sorted(people or graded, key=lambda r: -r.state.progress().graded)
+    newest_first = sorted(people or graded, key=lambda r: r.header.created_utc, reverse=True)
+    ordered = sorted(newest_first, key=lambda r: -r.state.progress().graded)
+    own: dict[str, SessionRecord] = {}
+    for record in ordered:
+        own.setdefault(record.header.assessor_id, record)
+    return list(own.values())
 
 
 def _shows_these(record: SessionRecord, rows: dict[tuple[str, str], dict]) -> bool:

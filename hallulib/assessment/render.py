@@ -236,7 +236,8 @@ def _row(name: str, picture: Picture, prefix: str) -> str:
         return ""
     title = f'<span class="hlw-name">{escape(name)}</span>' if name else ""
     buttons = "".join(_button(b, picture.is_static) for b in own)
-    return f'<div class="hlw-row" role="group" aria-label="{escape(name)}">{title}{buttons}</div>'
+    label = escape(name or "Go on")
+    return f'<div class="hlw-row" role="group" aria-label="{label}">{title}{buttons}</div>'
 
 
 def _button(button: Button, is_static: bool = False) -> str:

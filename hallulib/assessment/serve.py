@@ -18,19 +18,23 @@ from typing import Any
 
 import nbformat
 
+from hallulib.errors import SessionError
 from hallulib.paths import project_root
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 
-NOTEBOOK, LAST_CELL = "07_assessment_widget.ipynb", "session-widget"
+NOTEBOOK = "07_assessment_widget.ipynb"
 # What an assessor needs; the rest of the notebook is lessons, and the analysis names systems.
-SHOWN = ("title", "setup", "parameters", "config", "guideline", "guideline-page", LAST_CELL)
+SHOWN = (
+    "title", "setup", "parameters", "config", "guideline", "guideline-page", "practice-idea",
+    "practice-widget", "session-idea", "session-widget",
+)  # fmt: skip
 
 
 def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], port: int) -> None:
     """Serve this run's assessment until Ctrl-C and print the address that lets one in.
 
-    Raises MissingArtifact before notebook 06.
+    Raises MissingArtifact before notebook 06, SessionError when the server ends by itself.
     """
     run.require("evaluation/generations.jsonl")
     token = secrets.token_urlsafe(16)
@@ -45,6 +49,10 @@ def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], por
         finally:
             server.terminate()
             server.wait()
+        raise SessionError(
+            f"The server ended by itself (status {server.returncode}); its last lines say why.",
+            f"If port {port} is in use, choose another: --port {port + 1}.",
+        )
 
 
 def write_page(path: Path, recipe: str, run_dir: Path, overrides: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 from conftest import (
+    WIDGET,
     clean_environment,
     count_saved,
     free_port,
@@ -47,7 +48,7 @@ def page(browser, served):
     _, base, token = served
     page = browser.new_page(viewport={"width": 1280, "height": 720})
     page.goto(f"{base}/?token={token}")
-    page.wait_for_selector(".hlw", timeout=60_000)
+    page.wait_for_selector(WIDGET, timeout=60_000)
     yield page
     page.close()
 
@@ -58,7 +59,7 @@ def events(run):
 
 def test_an_assessor_grades_by_mouse_and_key_and_sees_no_code(page, served):
     run = served[0]
-    page.locator("[data-act=verdict_supported]").click()
+    page.locator(f"{WIDGET} [data-act=verdict_supported]").click()
     wait_saved(page, 2)
     page.keyboard.press("2")
     wait_saved(page, 3)
@@ -69,6 +70,7 @@ def test_an_assessor_grades_by_mouse_and_key_and_sees_no_code(page, served):
     ]  # fmt: skip
     text = page.content()
     assert "open_session" not in text and "Hallucinated" in text
+    assert "Practice" in text and "Cohen" not in text  # what an assessor needs, and no more
     for name in ("sft", "dpo"):
         assert name not in page.inner_text("body").lower()
     if folder := os.environ.get("PICTURES"):
@@ -117,10 +119,10 @@ def test_a_visitor_cannot_run_code(page, served, tmp_path):
 def test_a_page_loaded_anew_goes_on_where_it_was(page, served):
     before = count_saved(page)
     page.reload()
-    page.wait_for_selector(".hlw", timeout=60_000)
+    page.wait_for_selector(WIDGET, timeout=60_000)
     assert count_saved(page) == before + 1  # the opening
-    assert page.locator(".hlw-hallucinated").count() == 1
-    assert "Item 1 of" in page.inner_text(".hlw-head")
+    assert page.locator(f"{WIDGET} .hlw-hallucinated").count() == 1
+    assert "Item 1 of" in page.inner_text(f"{WIDGET} .hlw-head")
 
 
 RUN_CODE = """async (code) => {

@@ -9,8 +9,13 @@ import pytest
 from test_agreement import WRONG, make_run, simulate
 
 from hallulib.assessment.adjudicate import open_adjudication
-from hallulib.assessment.analyse import analyse_assessment, calibrate_detector
+from hallulib.assessment.analyse import (
+    analyse_assessment,
+    calibrate_detector,
+    compare_repeats,
+)
 from hallulib.assessment.exports import export_assessment, make_preference_pairs
+from hallulib.assessment.records import read_sessions
 from hallulib.assessment.simulate import judge_by_evaluation, simulate_assessment
 from hallulib.assessment.start import open_session
 from hallulib.assessment.widget import AssessmentWidget
@@ -43,6 +48,31 @@ def test_assessors_are_compared_on_what_both_graded_whatever_their_order(graded)
     assert (pair["n"], pair["agreed"], found["disagreements"]) == (24, 20, 4)
     assert pair["kappa"]["low"] < pair["kappa"]["value"] < pair["kappa"]["high"]
     assert "alpha over 24 summaries: 0." in " ".join(analyse_assessment(recipe, run).sentences())
+
+
+def test_what_is_said_of_a_repeated_item_counts_only_against_oneself(tmp_path):
+    recipe, run = make_run(tmp_path)
+    grade_all(run, recipe, "Ann")
+    with open_session(run, recipe, "Bo") as session:
+        while entry := session.current:
+            bad = (WRONG in entry.summaries[0]) != entry.is_repeat  # another mind at every repeat
+            session.grade("hallucinated" if bad else "supported")
+    result = analyse_assessment(recipe, run)
+    assert result.assessors["disagreements"] == 0 and result.assessors["pairs"][0]["n"] == 24
+    records = {record.header.assessor_id: record for record in read_sessions(run)}
+    assert compare_repeats(records["Bo"])["agreed"] == 0
+    assert compare_repeats(records["Ann"])["agreed"] == compare_repeats(records["Bo"])["n"] == 6
+
+
+def test_two_sessions_of_one_person_are_not_two_assessors(graded):
+    recipe, run = graded
+    shorter = recipe.model_copy(
+        update={"assessment": recipe.assessment.model_copy(update={"items": 4})}
+    )
+    grade_all(run, shorter, "Ann")
+    found = analyse_assessment(recipe, run).assessors
+    assert sorted(found["assessors"]) == ["=Bo", "Ann"] and len(found["pairs"]) == 1
+    assert found["pairs"][0]["n"] == 24  # Ann's fullest
 
 
 def test_disputes_are_settled_in_the_same_view_and_without_names(graded):
@@ -128,7 +158,7 @@ def test_argillas_own_client_reads_the_records(tmp_path):
 
 
 def test_sentences_are_rated_apart_from_summaries_and_general_knowledge_apart_from_errors(tmp_path):
-    recipe, run = make_run(tmp_path, repeat_share=0)
+    recipe, run = make_run(tmp_path)  # with items shown twice, which count once
     simulate(run, recipe)
     rates = {rate["system"]: rate for rate in analyse_assessment(recipe, run).by_sentence}
     sft = rates["sft"]
