@@ -100,6 +100,8 @@ def run_stage(
     module, function = STAGE_FUNCTIONS[name].split(":")
     with continuable():
         getattr(import_module(module), function)(effective, run)
+    if name in CHECKED_STAGES and "memory" in run.manifest["stages"]:
+        import_module("hallulib.memory").record_comparison(run)
     typer.echo(f"{name}: finished in {display_path(run.root)}")
 
 

@@ -174,6 +174,20 @@ def compare_with_measured(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
+def record_comparison(run: Run) -> list[dict[str, Any]]:
+    """Write what `compare_with_measured` finds into the manifest, beside each stage's record."""
+    rows = compare_with_measured(run)
+
+    def change(manifest: dict[str, Any]) -> None:
+        for row in rows:
+            kept = {name: row[name] for name in ("strategy", "predicted", "measured", "error")}
+            manifest["stages"][row["stage"]]["memory"] = kept
+
+    if rows:
+        run.update(change)
+    return rows
+
+
 def _own_share(record: dict[str, Any]) -> int | None:
     """What a stage added: on a GPU its allocations, else its peak less what was resident before."""
     if record["device"].startswith("cuda"):

@@ -55,8 +55,9 @@ def build_skeleton(
         raise ModelError(
             f"A '{config.model_type}' configuration makes no decoder with this adapter: "
             f"{str(error).splitlines()[0][:200]}",
-            "Give the configuration of a decoder such as Llama, Mistral or Qwen; the adapter's "
-            "lora.target_modules=all-linear fits each of them.",
+            "Give the configuration of a decoder such as Llama, Mistral or Qwen; "
+            "lora.target_modules=all-linear fits each of them, and model.attention=eager those "
+            "without sdpa.",
         ) from None
     if adapters > 1:
         policy.add_adapter("reference", policy.peft_config["default"])

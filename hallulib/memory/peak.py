@@ -6,7 +6,6 @@ CUDA's allocator. Nothing here needs weights or a GPU.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,9 +172,7 @@ def _predict(
     accumulates = plan.trains and section.gradient_accumulation > 1
     method = "traced"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trace = trace_strategy(config, recipe, plan, shape, question.levers)
+        trace = trace_strategy(config, recipe, plan, shape, question.levers)
         terms, phase = list_terms(trace)
         sizes = _replay(trace, accumulates) if question.device == "cuda" else None
     except HallulibError:

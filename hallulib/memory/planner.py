@@ -140,6 +140,7 @@ def make_plan(
     """
     room = card.memory_gb * (1 - MARGIN)
     weights = count_parameters(config, recipe.lora).base_bytes("none", 2)
+    asked = {"sequence_tokens": tokens, "completion_tokens": completion}
     least: MemoryBudget | None = None
     for quantization, checkpointing in product(("none", "nf4"), (False, True)):
         if quantization == "none" and weights > room * GIB:
@@ -147,7 +148,8 @@ def make_plan(
         best = None
         for size in list_sizes(recipe):
             changes = list_changes(recipe, quantization, checkpointing, size, tokens)
-            passes = _predict_passes(config, change_recipe(recipe, changes), tokens, completion)
+            changed = change_recipe(recipe, changes)
+            passes = [predict_peak(config, changed, name, **asked) for name in PASSES]
             if size == 1:
                 least = min(filter(None, (least, passes[-1])), key=lambda budget: budget.needed)
             if all(budget.fits(room) for budget in passes):
@@ -183,13 +185,6 @@ def list_changes(
         changes[f"{name}.batch_size"] = size
         changes[f"{name}.gradient_accumulation"] = whole // size
     return changes
-
-
-def _predict_passes(
-    config: PretrainedConfig, recipe: Recipe, tokens: int, completion: int
-) -> list[MemoryBudget]:
-    asked = {"sequence_tokens": tokens, "completion_tokens": completion}
-    return [predict_peak(config, recipe, name, **asked) for name in PASSES]
 
 
 LEVERS: dict[str, dict[str, Any]] = {

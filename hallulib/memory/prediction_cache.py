@@ -47,7 +47,7 @@ class PredictionCache:
         loss = recipe.dpo.model_dump(include={"loss", "sft_weight"})
         steps = [section.gradient_accumulation > 1 for section in (recipe.sft, recipe.dpo)]
         samples = recipe.pairs.samples_per_note
-        versions = {name: library_versions().get(name) for name in DECISIVE}
+        versions = decisive_versions()
         values = [shape, model, lora, loss, steps, samples, versions, *parts]
         return sha256_text(json.dumps(values, sort_keys=True, default=str))
 
@@ -70,6 +70,11 @@ class PredictionCache:
 
     def _place(self, key: str) -> Path:
         return self.folder / f"{sha256_text(key + _code_stamp())[:32]}.json"
+
+
+def decisive_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a prediction; +cpu or +cu130 make no difference."""
+    return {name: library_versions()[name].partition("+")[0] for name in DECISIVE}
 
 
 _MODEL_FIELDS = ("quantization", "dtype", "attention", "gradient_checkpointing")

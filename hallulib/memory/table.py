@@ -13,10 +13,9 @@ from tqdm.auto import tqdm
 from hallulib.memory.counts import SHIPPED as MODELS
 from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import MemoryBudget, predict_peak
-from hallulib.memory.prediction_cache import DECISIVE, SHIPPED, PredictionCache
+from hallulib.memory.prediction_cache import SHIPPED, PredictionCache, decisive_versions
 from hallulib.memory.strategies import STRATEGIES
 from hallulib.paths import write_json_atomic
-from hallulib.provenance import library_versions
 from hallulib.recipe import Recipe, load_recipe
 
 LENGTHS = (512, 1024, 2048)
@@ -72,8 +71,8 @@ def main() -> None:
     collector = _Collector()
     for asked in tqdm(list(list_large()), unit="prediction"):
         predict_large(**asked, cache=collector)
-    versions = {name: library_versions()[name] for name in DECISIVE}
-    write_json_atomic(SHIPPED, {"libraries": versions, "predictions": collector.found})
+    values = {"libraries": decisive_versions(), "predictions": collector.found}
+    write_json_atomic(SHIPPED, values)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ def trace_strategy(
     if plan.reference == "model":
         skeletons.append(build_skeleton(config, recipe, 1, levers.double_quant))
     mode, vocabulary = make_fake_mode(), config.get_text_config().vocab_size
-    with no_collection(), StorageTracker(vocabulary, levers.on_cuda) as tracker:
+    with quiet(), no_collection(), StorageTracker(vocabulary, levers.on_cuda) as tracker:
         models = [_load(skeleton, mode, tracker, levers.upcast) for skeleton in skeletons]
         with as_on_cuda() if levers.on_cuda else nullcontext():
             run_pass(tracker, plan, models, recipe, shape, levers.optimizer)
@@ -152,6 +154,22 @@ def generate_once(model: PeftModel, recipe: Recipe, shape: StepShape) -> None:
             layer.length += last * samples
         logits = batch._read_step(ids, mask, batch.lengths + last, last)
         generation._choose(logits, recipe.pairs.temperature, draw)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block the libraries do not warn about what a fake run meets by design."""
+    loggers = [logging.getLogger(n) for n in ("bitsandbytes", "torch._subclasses.fake_tensor")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -12,13 +12,16 @@ from hallulib.errors import MissingArtifact, ModelError
 from hallulib.memory import (
     STRATEGIES,
     MemoryBudget,
+    case,
     compare_with_measured,
     count_parameters,
+    explorer,
     load_budget_result,
     load_model_config,
     peak,
     predict_budget,
     predict_peak,
+    record_comparison,
 )
 from hallulib.memory.peak import GIB, TERMS
 from hallulib.memory.prediction_cache import PredictionCache, read_shipped
@@ -176,6 +179,26 @@ def test_bad_input_is_named():
         count_parameters(config, LoraSection(target_modules=["no_such_layer"]))
 
 
+def test_every_statement_of_the_case_is_judged_by_a_number():
+    statements = case.check_statements()
+    assert not [s for s in statements if "look into it" in s.verdict] and len(statements) == 9
+    by_report = {s.report: s for s in statements}
+    assert "15.61 GB" in by_report["two 4-bit models take 15.80 GB"].computed
+    assert "26.5 days" in by_report["one epoch on the CPU: 26.5 days"].computed
+    wrong = [s.report for s in statements if s.verdict.startswith("wrong")]
+    assert "DPO needs two models, or a stored reference" in wrong
+
+
+def test_the_figure_of_the_explorer_is_redrawn_from_what_was_predicted(tmp_path):
+    recipe, run = make_run(tmp_path, AUDIT)
+    box = explorer.make_explorer(predict_budget(recipe, run))
+    *controls, picture = box.children
+    before = bytes(picture.value)
+    assert before.startswith(b"\x89PNG")
+    controls[0].value = case.LLAMA
+    assert bytes(picture.value) != before
+
+
 def test_an_unknown_model_is_named_without_touching_the_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="No configuration of 'nobody/nothing'"):
@@ -249,7 +272,9 @@ def test_measured_peaks_stand_beside_the_predicted_ones(tmp_path):
         manifest["stages"]["dpo"] = stage
 
     run.update(add)
-    sft, dpo = compare_with_measured(run)
+    sft, dpo = record_comparison(run)
+    assert run.manifest["stages"]["sft"]["memory"]["error"] == 1.0
+    assert run.manifest["stages"]["dpo"]["memory"]["measured"] is None
     assert (sft["predicted"], sft["measured"], sft["error"]) == (
         expected["sft"], expected["sft"] * 2, 1.0,
     )

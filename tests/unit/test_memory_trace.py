@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_model import write_base_model
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig
 
 from hallulib import scoring
 from hallulib.memory import Levers, load_model_config, predict_peak
@@ -99,6 +100,37 @@ def test_predict_peak_returns_that_peak_and_names_every_byte_of_it(base, tmp_pat
     assert budget.terms["lora_weights"] == lora > 0
     assert budget.terms["optimiser_states"] == pytest.approx(2 * lora, rel=0.01)
     assert budget.terms["allocator_slack"] == budget.terms["cuda_context"] == 0
+
+
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "qwen3", "mixtral", "gemma3_text", "starcoder2"])
+def test_decoders_of_every_family_are_traced(kind, tmp_path):
+    gpt2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300}
+    config = AutoConfig.for_model(kind, **gpt2 if kind == "gpt2" else SMALL)
+    recipe = load_recipe("tiny-cpu", {"model.dtype": "bfloat16"})
+    budget = predict_peak(
+        config, recipe, "sft", sequence_tokens=64, rows=2, cache=PredictionCache(tmp_path)
+    )
+    assert budget.method == "traced" and budget.terms["activations"] > 0
+
+
+def test_an_8_bit_optimiser_keeps_a_quarter_of_the_states(tmp_path):
+    config = AutoConfig.for_model("llama", **SMALL)
+    recipe = load_recipe("tiny-cpu", {"lora.r": 128})
+    states = {}
+    for name in ("adamw_torch_fused", "adamw_bnb_8bit", "sgd"):
+        budget = predict_peak(
+            config, recipe, "sft", sequence_tokens=64, rows=1, cache=PredictionCache(tmp_path),
+            levers=Levers(optimizer=name),
+        )  # fmt: skip
+        states[name] = budget.terms["optimiser_states"]
+    assert states["adamw_bnb_8bit"] == pytest.approx(states["adamw_torch_fused"] / 4, rel=0.05)
+    assert states["sgd"] == 0
 
 
 def test_an_independent_witness_sees_the_same_allocations(base):
