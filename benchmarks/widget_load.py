@@ -91,7 +91,6 @@ def measure_load(browser, lab: Lab, items: int, words: int, steps: int) -> dict[
 def open_and_time(page, lab: Lab, name: str) -> float:
     """Milliseconds from running the cell of notebook `name` to its first item on the screen."""
     open_notebook(page, lab.url(f"{name}.ipynb"))
-    page.wait_for_timeout(1000)  # JupyterLab moves the focus once more after opening
     page.click(".jp-CodeCell .cm-content >> nth=0")
     page.keyboard.press("Shift+Enter")
     page.wait_for_function("document.querySelector('.jp-InputPrompt').textContent === '[1]:'")

@@ -164,10 +164,11 @@ class AssessmentWidget(anywidget.AnyWidget):
             self.session.flag(not self.session.current_state.flagged)
         return None
 
-    def undo(self) -> None:
+    def undo(self) -> str:
         """Take the last action back."""
-        self.session.undo()
-        self._choose_first()
+        event = self.session.undo()
+        self._choose_first()  # of the item gone back to
+        return f"Taken back: {event.action} on item {event.order_index + 1}."
 
     def revisit(self) -> None:
         """Show the first skipped item."""
@@ -216,16 +217,15 @@ class AssessmentWidget(anywidget.AnyWidget):
         else:
             if self.session.current != before:
                 self._choose_first()
-                said = self._name_place(before)
-            self._show(said if isinstance(said, str) else "")
+                said = said or self._name_place(before)
+            self._show(said or "")
 
     def _name_place(self, before: Entry | None) -> str:
         entry = self.session.current
         said = f"Item {entry.order_index + 1}." if entry else "Every item is done."
         graded = before is not None and self.session.state.entries[before.order_index]
-        if self._feedback is None or not graded or not graded.done:
-            return f"Saved. {said}"
-        return f"{self._feedback(before, graded)} {said}"
+        has_feedback = self._feedback is not None and graded and graded.done
+        return f"{self._feedback(before, graded) if has_feedback else 'Saved.'} {said}"
 
     def _finish(self, verdict: str) -> None:
         state = self.session.current_state

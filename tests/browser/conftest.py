@@ -191,6 +191,7 @@ def open_notebook(page, url):
     """The notebook in front, its kernel ready, the file browser closed."""
     page.goto(url)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=90_000)
+    page.wait_for_timeout(1000)  # JupyterLab moves the focus once more after opening
     if page.locator(".jp-DirListing").first.is_visible():
         page.keyboard.press("Control+b")
 
@@ -202,6 +203,7 @@ def run_all(page, restart=False):
         page.click("li[data-command='runmenu:restart-and-run-all']")
         page.click(".jp-Dialog button.jp-mod-accept")
     else:
+        page.click(".jp-Cell >> nth=0")  # the menu acts on the notebook that has the focus
         page.click("li.lm-MenuBar-item >> text=Run")
         page.click("li[data-command='runmenu:run-all']")
     page.wait_for_function(

@@ -153,6 +153,21 @@ def test_6b_keys_typed_faster_than_the_answers_come_are_all_kept(page, run):
         press(page, "u")
 
 
+def test_6c_a_screen_reader_finds_names_states_and_what_has_happened(page):
+    widget = show_widget(page)
+    widget.locator(".hlw-head").click()
+    press(page, "2")
+    tree = widget.aria_snapshot()
+    press(page, "u")
+    for line in (
+        'group "Assessment of summaries"', 'progressbar "Items graded"', 'region "Source note',
+        'hallucinated 2" [pressed]', 'textbox "Note"', 'textbox "Left out of the summary"',
+        "status: s2 hallucinated.",
+    ):  # fmt: skip
+        assert line.lower() in tree.lower(), line
+    assert "- button\n" not in tree  # a button without a name
+
+
 def test_7_every_text_has_a_contrast_of_at_least_4_5_in_light_and_dark(page, lab):
     assert find_low_contrast(page) == []
     page.keyboard.press("Control+s")

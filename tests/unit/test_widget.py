@@ -78,6 +78,7 @@ def test_undo_takes_back_one_sentence_then_the_one_before(tmp_path):
     assert widget.buttons["go_undo"].why_not
     press(widget, "1", "3", "Enter", "u")
     assert widget.session.progress.graded == 0 and list(widget.labels()) == ["s1", "s2"]
+    assert widget.message == ["status", "Taken back: grade on item 1."]
     press(widget, "u")
     assert list(widget.labels()) == ["s1"] and widget.selected == "s2"
     press(widget, "u", "u")
