@@ -45,7 +45,7 @@ def make_config(row):
 
 
 def trace_published_step(row):
-    """Their step: the model's own loss over all tokens, the outputs held until the update."""
+    """Their step: the model's own loss over all tokens, the outputs held until its end."""
     changes = {
         "model.quantization": row["quantization"], "model.dtype": "float16",
         "model.gradient_checkpointing": True, "model.attention": row["attn"],
@@ -65,7 +65,9 @@ def trace_published_step(row):
             held.append(model(input_ids=ids, labels=ids, use_cache=False))
             return held[0].loss
 
-        train_once(tracker, model.train(), make_optimizer(model, "adamw_torch"), loss, False)
+        optimizer = make_optimizer(model, "adamw_torch")
+        optimizer.register_step_post_hook(lambda *_: held.clear())
+        train_once(tracker, model.train(), optimizer, loss, False)
     return tracker.trace
 
 
