@@ -43,9 +43,10 @@ def read_guideline() -> str:
 
 
 def default_name(settings: SessionSettings, entries: list[Entry]) -> str:
+    """Other items, or another guideline, are another session: grades are not mixed."""
     assessor = re.sub(r"[^A-Za-z0-9]+", "-", settings.assessor).strip("-").lower() or "assessor"
     kind = settings.mode if settings.role == "assess" else settings.role
-    return f"{assessor}-{kind}-{hash_entries(entries)[:8]}"
+    return f"{assessor}-{kind}-{sha256_text(hash_entries(entries) + read_guideline())[:8]}"
 
 
 def check_name(name: str) -> None:

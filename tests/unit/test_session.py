@@ -13,6 +13,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from hallulib.assessment import opening
 from hallulib.assessment.events import EventLog, Omission, SentenceGrade
 from hallulib.assessment.queue import add_repeats, index_rows, plan_queue, split_sentences
 from hallulib.assessment.session import SYSTEMS, AssessmentSession, SessionSettings
@@ -310,6 +311,14 @@ def test_summaries_generated_anew_start_a_session_of_their_own(tmp_path):
     changed = [row | {"text": row["text"] + " New."} for row in make_rows()]
     second = AssessmentSession(tmp_path, changed, SETTINGS)
     assert second.session_id != first.session_id and second.progress.graded == 0
+
+
+def test_another_guideline_starts_a_session_of_its_own(tmp_path, monkeypatch):
+    first = open_at(tmp_path)
+    first.close()
+    monkeypatch.setattr(opening, "read_guideline", lambda: "Grade otherwise.")
+    other = open_at(tmp_path)
+    assert other.session_id != first.session_id
 
 
 def test_a_named_session_refuses_other_summaries_and_other_settings(tmp_path):
