@@ -155,8 +155,9 @@ class SftTrainer(MeanTrainer):
         """
         longest = sorted(rows, key=lambda row: -len(row["prompt_ids"] + row["completion_ids"]))
         batch = self.collate(longest[: self.args.per_device_train_batch_size])
+        tokens = batch["input_ids"].shape[1]
         self.model.train()
-        with explain_out_of_memory("sft"):
+        with explain_out_of_memory("sft", tokens):
             loss, _ = self.measure(self.model, self._prepare_inputs(batch))
             loss.backward()
         check_gradient_flow(self.policy)

@@ -7,7 +7,9 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import psutil
 import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -17,22 +19,51 @@ from hallulib.errors import GateFailed, ModelError
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class Expectation:
+    """What was predicted for a stage before it started: bytes at the peak, and what would help."""
+
+    peak_bytes: int
+    advice: str
+
+
+# By stage; the memory budget, which stands above the stages, writes down here what it predicts.
+EXPECTED: dict[str, Expectation] = {}
+
+
 @contextmanager
-def explain_out_of_memory(section: str) -> Iterator[None]:
+def explain_out_of_memory(stage: str, longest: int) -> Iterator[None]:
     """Turn running out of memory (CUDA, MPS or CPU) into a ModelError that says what to lower.
 
-    `section` is the part of the recipe that sets the batch: "sft" or "dpo".
+    `stage` is "sft", "reference" or "dpo", `longest` the tokens of the longest row. Beside it
+    stand the memory in use and, where the stage's budget was asked before, the prediction.
     """
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and MPS and CPU raise it plainly
         if not _NO_MEMORY.search(str(error)):
             raise
+        found = [f"at most {_read_peak_bytes() / 2**30:.2f} GiB were in use"]
+        as_much = f" and raise {stage}.gradient_accumulation by as much"
+        advice = (
+            f"Lower {stage}.batch_size{'' if stage == 'reference' else as_much}, set "
+            "model.gradient_checkpointing=true, or lower model.max_length."
+        )
+        if stage in EXPECTED:
+            found.append(f"{EXPECTED[stage].peak_bytes / 2**30:.2f} GiB were predicted")
+            advice = f"{EXPECTED[stage].advice} Or: {advice}"
         raise ModelError(
-            f"The longest batch of {section} does not fit: {str(error).splitlines()[0]}",
-            f"Lower {section}.batch_size and raise {section}.gradient_accumulation by as much, set "
-            "model.gradient_checkpointing=true, or lower model.max_length.",
+            f"The longest batch of {stage} (rows of up to {longest} tokens) does not fit: "
+            f"{str(error).splitlines()[0]} ({', '.join(found)})",
+            advice,
         ) from error
+
+
+def _read_peak_bytes() -> int:
+    """Most that was allocated on the GPU, or else what this process holds."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss
 
 
 def check_loss_is_a_number(loss: torch.Tensor, step: int) -> None:

@@ -33,6 +33,7 @@ from hallulib.processes import count_processes, is_main_process, process_rank, w
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
+from hallulib.watch import explain_out_of_memory
 
 # Largest difference of a token's log-prob (nats) between a stored row and the same row computed
 # again in a batch of another shape; measured: 1e-4 in float32, 0.02 in bfloat16.
@@ -166,7 +167,8 @@ class ReferenceCache:
                 continue
             for first in range(0, len(shard), recipe.reference.batch_size):
                 batch = shard[first : first + recipe.reference.batch_size]
-                found = compute_logps(policy, batch, pad_id, shared)
+                with explain_out_of_memory("reference", batch[0].length):
+                    found = compute_logps(policy, batch, pad_id, shared)
                 self.rows |= {p.address: row for p, row in zip(batch, found, strict=True)}
                 bar.update(len(batch))
             self._write_shard(shard, free + number)

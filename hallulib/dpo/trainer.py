@@ -141,7 +141,7 @@ class SequentialDPOTrainer(MeanTrainer):
         gates.check_scored_tokens(batch, [row["pair"] for row in self.longest])
         batch = self._prepare_inputs(batch)
         self.model.train()
-        with explain_out_of_memory("dpo"):
+        with explain_out_of_memory("dpo", self.longest[0]["pair"].length):
             loss, _ = self.measure(self.model, batch)
             loss.backward()
         tensors = check_gradient_flow(self.policy)

@@ -13,6 +13,7 @@ from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, predict_peak
 from hallulib.recipe import Recipe
 from hallulib.run import Run
+from hallulib.watch import EXPECTED, Expectation
 
 
 def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> MemoryBudget | None:
@@ -32,15 +33,15 @@ def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> Mem
         completion_tokens=tokens["completion"], device=device,
     )  # fmt: skip
     free = read_free_bytes(device)
-    wanted = budget.needed
+    wanted, advice = budget.needed, _advise(budget, stage)
+    EXPECTED[stage] = Expectation(wanted, advice)  # should it run out of memory all the same
     if wanted <= free or force:
         return budget
-    section = {"pairs": "pairs", "reference": "reference"}.get(stage, stage)
     raise ModelError(
         f"{stage} would need {wanted / GIB:.1f} GiB on its longest rows ({tokens['sequence']} "
         f"tokens, {budget.method}), most of it {budget.largest.replace('_', ' ')}; "
         f"{free / GIB:.1f} GiB are free.",
-        f"{_advise(budget, section)} `python -m hallulib plan` finds what fits; --force starts "
+        f"{advice} `python -m hallulib plan` finds what fits; --force starts "
         "anyway.",
     )
 

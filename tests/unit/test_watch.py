@@ -11,7 +11,12 @@ from tiny_model import copy_sft_run, make_recipe
 from hallulib import watch
 from hallulib.errors import GateFailed, ModelError
 from hallulib.sft import SftTrainer, train_sft
-from hallulib.watch import SlowStepWatch, check_loss_is_a_number, explain_out_of_memory
+from hallulib.watch import (
+    Expectation,
+    SlowStepWatch,
+    check_loss_is_a_number,
+    explain_out_of_memory,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -25,20 +30,28 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_running_out_of_memory_says_what_to_lower(error):
-    with pytest.raises(ModelError, match="longest batch of dpo") as caught:
-        with explain_out_of_memory("dpo"):
+    with pytest.raises(ModelError, match=r"batch of dpo \(rows of up to 900 tokens") as caught:
+        with explain_out_of_memory("dpo", 900):
             raise error
-    assert "dpo.batch_size" in str(caught.value)
+    assert "dpo.batch_size and raise dpo.gradient_accumulation" in str(caught.value)
+    assert "GiB were in use" in str(caught.value) and "predicted" not in str(caught.value)
     assert "GPU 0" not in str(caught.value)
 
 
+def test_the_prediction_and_its_advice_stand_beside_what_was_in_use(monkeypatch):
+    monkeypatch.setitem(watch.EXPECTED, "sft", Expectation(3 * 2**30, "Set it smaller."))
+    with pytest.raises(ModelError, match=r"3\.00 GiB were predicted\)[\s\S]*Set it smaller\. Or: "):
+        with explain_out_of_memory("sft", 10):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def test_a_real_allocation_that_fails_is_understood():
-    with pytest.raises(ModelError), explain_out_of_memory("sft"):
+    with pytest.raises(ModelError), explain_out_of_memory("sft", 10):
         torch.empty(2**55)
 
 
 def test_other_errors_pass_unchanged():
-    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("dpo"):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("dpo", 10):
         raise RuntimeError("shapes cannot be multiplied")
 
 
