@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 
 from hallulib.errors import DataError, ParameterError
 from hallulib.memory.budget import read_longest
+from hallulib.memory.calibrate import measure_rate
 from hallulib.memory.counts import count_parameters, load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, change_recipe, predict_peak
 from hallulib.paths import display_path, resolve_path
@@ -210,10 +211,8 @@ def price_levers(
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
 
 
-def estimate_hours(
-    plan: Plan, parameters: int, rows: dict[str, int]
-) -> dict[str, float]:
-    """Return hours per pass from the card's published rate; empty where there is none.
+def estimate_hours(plan: Plan, parameters: int, rows: dict[str, int]) -> dict[str, float]:
+    """Return hours per pass from the card's published or measured rate; empty where there is none.
 
     `rows` are the rows (SFT) and pairs ("cached_reference_pass1", "cached_reference_pass2") that
     each pass runs in all. A forward pass costs 2 operations per parameter and token. No promise:
@@ -246,7 +245,7 @@ def describe_plan(plan: Plan, hours: dict[str, float], levers: dict[str, int]) -
             price = sum(hours.values()) * plan.card.price_per_hour
             lines.append(f"Cost {price:.2f} {plan.card.currency} (as of {plan.card.as_of}).")
     else:
-        lines.append("No published rate for this card: run a few steps and see (rates.yaml).")
+        lines.append("No rate is known for this card (rates.yaml); on it, leave --gpu away.")
     lines += [f"Lever: {name} saves {saved / GIB:.1f} GiB" for name, saved in levers.items()]
     return "\n".join(lines)
 
@@ -275,11 +274,13 @@ def plan_training(model: str, gpu: str, data: str, recipe_name: str) -> tuple[st
 
 
 def detect_card() -> Card:
-    """Return the GPU of this machine. Raises ParameterError where there is none."""
+    """Return the GPU of this machine, timed. Raises ParameterError where there is none."""
     if not torch.cuda.is_available():
         raise ParameterError("There is no NVIDIA GPU here.", "Name one to plan for: --gpu 12GB.")
     found = torch.cuda.get_device_properties(0)
-    return Card(found.name, found.total_memory / GIB)
+    tflops = measure_rate("cuda", torch.bfloat16) / 1e12
+    source = "a few steps of a small shape in bfloat16 on this card, just now"
+    return Card(found.name, found.total_memory / GIB, tflops, source=source)
 
 
 def read_audit(data: str) -> dict[str, Any]:
