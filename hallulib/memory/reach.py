@@ -1,6 +1,6 @@
 """How far a card reaches with the cached reference: longest pair, most pairs at a time.
 
-`python -m hallulib.memory.reach` makes hallulib/memory/reach.json anew (a quarter of an hour).
+`python -m hallulib.memory.reach` makes hallulib/memory/reach.json anew (half an hour on one core).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ STRATEGY, TOKENS = "cached_reference_pass2", 1024
 
 def find_reach(model: str, card_gb: float) -> dict[str, Any]:
     """Return {model, card_gb, longest, batch}: tokens of the longest single pair, and how many
-    pairs of 1,024 tokens fit at a time; NF4, bf16, checkpointing. 0 where not even one fits."""
+    pairs of 1,024 tokens fit at a time; NF4, bf16, checkpointing. 0 where not even one fits; the
+    search ends at the model's positions (at most 32,768) and at 64 pairs."""
     config, recipe = load_model_config(model), make_large_recipe(model, gradient_checkpointing=True)
     return {
         "model": model,
