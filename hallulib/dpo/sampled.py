@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hallulib.detectors import Detector, NoisyJudge, Source, get_detector
 from hallulib.errors import storage_guard
 from hallulib.generation import Generation, generate_summaries, limit_new_tokens
+from hallulib.jsonl import recover_lines
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.run import Run
@@ -40,25 +41,9 @@ def collect_samples(notes: pd.DataFrame, recipe: Recipe, run: Run) -> Samples:
     return done
 
 
-def read_candidates(file: Path) -> dict[str, list[dict[str, Any]]]:
+def read_candidates(file: Path) -> Samples:
     """Return note id -> judged samples; a torn last line is cut off the file."""
-    done: dict[str, list[dict[str, Any]]] = {}
-    if not file.exists():
-        return done
-    good = 0
-    data = file.read_bytes()
-    for line in data.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        done[row["id"]] = row["samples"]
-        good += len(line)
-    if good < len(data):
-        os.truncate(file, good)
-    return done
+    return {row["id"]: row["samples"] for row in recover_lines(file)}
 
 
 def sample_notes(

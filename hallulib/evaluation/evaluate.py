@@ -15,11 +15,11 @@ from hallulib.data.schema import read_rows, read_source
 from hallulib.detectors import Detector, Judgement, Source, get_detector
 from hallulib.errors import DataError, RecipeError
 from hallulib.evaluation.card import write_model_card
-from hallulib.evaluation.jsonl import append_lines, read_jsonl, recover_lines, write_jsonl
 from hallulib.evaluation.metrics import build_summary, group_by_system, make_record
 from hallulib.evaluation.outputs import generate_all
 from hallulib.evaluation.page import write_pages
 from hallulib.evaluation.texts import measure_texts
+from hallulib.jsonl import append_lines, read_jsonl, recover_lines, write_jsonl
 from hallulib.models import pick_device
 from hallulib.paths import display_path, write_json_atomic
 from hallulib.recipe import Recipe

@@ -21,7 +21,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # two stages never import each other (memory stands above sft and dpo and may).
 FLOORS = {
     "errors": 0, "paths": 0, "__init__": 0, "clinic": 0,
-    "processes": 0,
+    "processes": 0, "jsonl": 1,
     "recipe_sections": 1, "recipe": 1,
     "provenance": 2, "run": 2, "meter": 2,
     "stage": 3, "models": 3, "adapters": 3, "scoring": 3, "detectors": 3, "generation": 3,
