@@ -109,7 +109,8 @@ def run_ours(folder: Path, steps: int, shared: bool) -> dict:
     from hallulib.adapters import attach_adapter
     from hallulib.dpo.logprobs import choose_layout
     from hallulib.dpo.reference_cache import ReferenceCache
-    from hallulib.dpo.trainer import Arm, SequentialDPOTrainer
+    from hallulib.dpo.step import Arm
+    from hallulib.dpo.trainer import SequentialDPOTrainer
     from hallulib.models import load_base_model, load_tokenizer
     from hallulib.recipe import load_recipe
 

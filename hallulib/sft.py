@@ -121,6 +121,15 @@ def _load_rows(
     return rows, dropped
 
 
+def measure_tokens(
+    logps: torch.Tensor, hits: torch.Tensor, token_weight: float = 1.0
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, int]]]:
+    """Return the SFT loss, a scalar, and its metrics as name -> (sum, how many), from the log-prob
+    (nats) of every completion token and whether it was the most likely one."""
+    loss, nll = -logps.mean() * token_weight, -logps.detach().sum()
+    return loss, {"loss": (nll, len(logps)), "token_accuracy": (hits.sum(), len(hits))}
+
+
 class SftTrainer(MeanTrainer):
     """Mean negative log-likelihood of completion tokens, and how often the top token is right."""
 
@@ -140,9 +149,7 @@ class SftTrainer(MeanTrainer):
     def measure(self, model, batch):
         rows = (batch["input_ids"], batch["completion_mask"])
         logps, hits = model(score_completions, *rows)
-        loss = -logps.mean() * self.weigh_tokens(len(logps))
-        nll = -logps.detach().sum()
-        return loss, {"loss": (nll, len(logps)), "token_accuracy": (hits.sum(), len(hits))}
+        return measure_tokens(logps, hits, self.weigh_tokens(len(logps)))
 
     def total_loss(self, means: dict[str, float]) -> float:
         return means["loss"]

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from hallulib.dpo.step import Arm
 from hallulib.dpo.train import DpoResult, train_arm
-from hallulib.dpo.trainer import Arm
 from hallulib.errors import storage_guard
 from hallulib.paths import display_path, sha256_tree, write_json_atomic
 from hallulib.processes import is_main_process

@@ -15,7 +15,8 @@ from hallulib.dpo import gates
 from hallulib.dpo.guardrail import BEST_FOLDER, STEP_FILE, Guardrail
 from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout
 from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
-from hallulib.dpo.trainer import Arm, SequentialDPOTrainer
+from hallulib.dpo.step import Arm
+from hallulib.dpo.trainer import SequentialDPOTrainer
 from hallulib.metrics_log import METRICS_FILE, MetricsLog, ValidationPatience
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.paths import write_text_atomic

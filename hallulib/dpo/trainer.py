@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,13 @@ from hallulib.adapters import check_gradient_flow
 from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
-from hallulib.dpo.losses import (
-    PREFERENCE_LOSSES,
-    LossSettings,
-    PairLogps,
-    dpo_loss,
-    mean_nll,
-)
+from hallulib.dpo.losses import dpo_loss
 from hallulib.dpo.reference_cache import ReferenceCache
+from hallulib.dpo.step import Arm, measure_step
 from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
 from hallulib.training import MeanTrainer, build_arguments
 from hallulib.watch import explain_out_of_memory
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is trained: the preference loss or not, and the weight of the SFT term on the chosen."""
-
-    name: str
-    preference: bool
-    sft_weight: float
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -62,10 +47,6 @@ class SequentialDPOTrainer(MeanTrainer):
     ) -> None:
         disable_dropout(policy)
         self.arm, self.pad_id, self.shared, self.reference_key = arm, pad_id, shared, cache.key
-        section = recipe.dpo
-        self.loss_settings = LossSettings(
-            section.beta, section.label_smoothing, section.simpo_gamma
-        )
         train = join_reference(pairs[0], cache, chosen_only=not arm.preference)
         validation = join_reference(pairs[1], cache)
         # A constant rate after the warm-up: step n is the same step whatever max_steps is.
@@ -85,47 +66,9 @@ class SequentialDPOTrainer(MeanTrainer):
         return batch
 
     def measure(self, model, batch):
-        count = len(batch["ref_chosen_logps"])
-        if len(batch["counts"]) == count:
-            return self._measure_chosen(model, batch)
         logps = model(completion_logps, batch)
-        sums = sum_completions(logps)
-        pair = PairLogps(
-            *sums.split(count), batch["ref_chosen_logps"], batch["ref_rejected_logps"],
-            *batch["counts"].split(count),
-        )  # fmt: skip
-        losses = PREFERENCE_LOSSES[self.recipe.dpo.loss](pair, self.loss_settings)
-        # Rewards are relative to the reference whatever the loss, so that arms can be compared.
-        chosen = self.recipe.dpo.beta * pair.chosen_logratios.detach()
-        rejected = self.recipe.dpo.beta * pair.rejected_logratios.detach()
-        nll, tokens = mean_nll(logps[:count]), int(batch["counts"][:count].sum())
-        sft_loss = nll * self.weigh_tokens(tokens)
-        loss = self.arm.sft_weight * sft_loss + (losses.mean() if self.arm.preference else 0.0)
-        found = {
-            "dpo_loss": losses,
-            "drift/chosen": pair.chosen_logratios / pair.chosen_tokens,
-            "drift/rejected": pair.rejected_logratios / pair.rejected_tokens,
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/accuracies": (chosen > rejected).float(),
-            "rewards/margins": chosen - rejected,
-            "logps/chosen": sums[:count],
-            "logps/rejected": sums[count:],
-        }
-        metrics = {name: (values.detach().sum(), count) for name, values in found.items()}
-        return loss, metrics | {"sft_loss": (nll.detach() * tokens, tokens)}
-
-    def _measure_chosen(self, model, batch):
-        """SFT on the chosen needs no rejected row: half the work."""
-        logps = model(completion_logps, batch)
-        nll, sums, count = mean_nll(logps), sum_completions(logps).detach(), len(logps)
-        tokens = int(batch["counts"].sum())
-        chosen = self.recipe.dpo.beta * (sums - batch["ref_chosen_logps"])
-        return self.arm.sft_weight * nll * self.weigh_tokens(tokens), {
-            "rewards/chosen": (chosen.sum(), count),
-            "logps/chosen": (sums.sum(), count),
-            "sft_loss": (nll.detach() * tokens, tokens),
-        }
+        tokens = int(batch["counts"][: len(batch["ref_chosen_logps"])].sum())
+        return measure_step(logps, batch, self.recipe.dpo, self.arm, self.weigh_tokens(tokens))
 
     def total_loss(self, means: dict[str, float]) -> float:
         preference = means["dpo_loss"] if self.arm.preference else 0.0

@@ -109,9 +109,7 @@ def measure_rates(records: Sequence[Record], seed: int = 0) -> dict[str, dict | 
         "suspect_rate@summary": _rate(int(suspect), n, "summary"),
         "answer_rate": _rate(len(answered), n, "summary"),
         "statement_rate": _ratio(records, "n_errors", "n_statements", "statement", seed),
-        "unparsed_statement_rate": _ratio(
-            records, "n_unparsed", "n_statements", "statement", seed
-        ),
+        "unparsed_statement_rate": _ratio(records, "n_unparsed", "n_statements", "statement", seed),
         "omission_rate": _ratio(records, "n_omitted", "n_stated", _name_stated(records), seed),
     }
 

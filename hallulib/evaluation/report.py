@@ -163,9 +163,7 @@ def say_small_n(n: int, before: float = 0.6, after: float = 0.3) -> str:
     )
 
 
-def find_changed_items(
-    records: Sequence[dict[str, Any]], a: str, b: str
-) -> dict[str, list[str]]:
+def find_changed_items(records: Sequence[dict[str, Any]], a: str, b: str) -> dict[str, list[str]]:
     """Ids by what happened from system a to b: {fixed, broken, both_bad, both_good}, and
     "unanswered" where one of them gave nothing that could be read."""
     state = {(r["system"], r["id"]): r["hallucinated"] for r in records}

@@ -129,7 +129,9 @@ def bonett_price_interval(b: int, c: int, n: int, level: float = 0.95) -> Interv
     difference = b_share - c_share
     half = norm.ppf((1 + level) / 2) * sqrt((b_share + c_share - difference**2) / (n + 2))
     return Interval(
-        max(-1.0, float(difference - half)), min(1.0, float(difference + half)), level,
+        max(-1.0, float(difference - half)),
+        min(1.0, float(difference + half)),
+        level,
         "Bonett-Price",
     )
 
@@ -145,9 +147,17 @@ def compare_paired(before: Sequence[bool], after: Sequence[bool], level=0.95) ->
     n, b, c = len(pairs), pairs.count((True, False)), pairs.count((False, True))
     interval = bonett_price_interval(b, c, n, level)
     return PairedResult(
-        n=n, both_bad=pairs.count((True, True)), b=b, c=c, both_good=pairs.count((False, False)),
-        difference=(b - c) / n, low=interval.low, high=interval.high, level=level,
-        p_exact=mcnemar_exact(b, c), p_mid=mcnemar_mid_p(b, c),
+        n=n,
+        both_bad=pairs.count((True, True)),
+        b=b,
+        c=c,
+        both_good=pairs.count((False, False)),
+        difference=(b - c) / n,
+        low=interval.low,
+        high=interval.high,
+        level=level,
+        p_exact=mcnemar_exact(b, c),
+        p_mid=mcnemar_mid_p(b, c),
     )
 
 
@@ -180,8 +190,12 @@ def compare_unpaired(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) ->
 
 
 def cluster_bootstrap_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], *, level: float = 0.95,
-    resamples: int = 2000, seed: int = 0,
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Percentile interval of sum(numerators) / sum(denominators), resampling whole items.
 

@@ -9,8 +9,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "budget": [
-            "BudgetResult", "check_on_this_machine", "compare_with_measured", "load_budget_result",
-            "predict_budget", "record_comparison",
+            "BudgetResult",
+            "check_on_this_machine",
+            "compare_with_measured",
+            "load_budget_result",
+            "predict_budget",
+            "record_comparison",
         ],
         "counts": ["ParameterCounts", "count_parameters", "load_model_config"],
         "peak": ["MemoryBudget", "predict_peak"],

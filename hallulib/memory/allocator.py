@@ -137,9 +137,7 @@ class CachingAllocator:
         block.size += other.size
 
 
-def replay(
-    requests: Iterable[tuple[Hashable, int]], limit: int | None = None
-) -> CachingAllocator:
+def replay(requests: Iterable[tuple[Hashable, int]], limit: int | None = None) -> CachingAllocator:
     """Replay (name, bytes) in order; bytes 0 releases what `name` holds. Raises OutOfMemory."""
     allocator = CachingAllocator(limit)
     for name, size in requests:
@@ -172,10 +170,10 @@ def list_requests(trace: Trace, accumulates: bool = False) -> list[tuple[Hashabl
     def emit(part: str, turn: int) -> None:
         for event in trace.events[parts[part]] if part in parts else ():
             storage = abs(event) - 1
-            if storage in once and turn:
+            if storage in once and turn or not trace.sizes[storage]:
                 continue
             name = storage if storage in once else (turn, storage)
-            requests.append((name, max(trace.sizes[storage], 1) if event > 0 else 0))
+            requests.append((name, trace.sizes[storage] if event > 0 else 0))
 
     emit("load", 0)
     if accumulates:

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from hallulib.errors import ModelError
@@ -95,11 +96,26 @@ def load_model_config(name_or_path: str, revision: str = "main") -> PretrainedCo
         ) from None
 
 
+def require_decoder(config: PretrainedConfig) -> None:
+    """Raise ModelError for an encoder such as BERT, or a model of encoder and decoder such as T5.
+
+    transformers builds many of them under the head of a decoder, without a word: their attention
+    looks ahead, so log-probabilities of what they "write" mean nothing.
+    """
+    looks_ahead = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    if config.is_encoder_decoder or looks_ahead and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"A '{config.model_type}' configuration is that of an encoder, which writes no text.",
+            "Give the configuration of a decoder such as Llama, Mistral or Qwen.",
+        )
+
+
 def count_parameters(config: PretrainedConfig, lora: LoraSection) -> ParameterCounts:
     """Count on the meta device; a second or less, whatever the size.
 
     Raises ModelError when the configuration is not a decoder's or LoRA finds no such layers.
     """
+    require_decoder(config)
     targets = lora.target_modules
     key = targets if isinstance(targets, str) else tuple(targets)
     return _count(type(config), json.dumps(config.to_dict(), sort_keys=True), lora.r, key)

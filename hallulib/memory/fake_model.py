@@ -17,7 +17,6 @@ from bitsandbytes.autograd._functions import MatMul8bitLt
 from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
@@ -152,29 +151,23 @@ def _quantise(
     return new
 
 
-class _CudaSoftmax(TorchFunctionMode):
-    """CUDA turns 16 bits into 32 within softmax; a CPU makes a copy first, which is traced."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.softmax and kwargs.get("dtype") is torch.float32:
-            if args[0].dtype == torch.float16:
-                return torch._softmax(args[0], kwargs["dim"], True)
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
     """Within the block eager attention and int8 layers take the operators of a GPU."""
-    before = bnb.matmul
+    before = bnb.matmul, nn.functional.softmax
 
     def matmul(a, b, out=None, state=None, threshold=0.0, bias=None):  # noqa: ANN001, ANN202
         state.threshold = 0.0  # how many columns are outliers depends on values: none is assumed
         return MatMul8bitLt.apply(a, b, out, bias, state)
 
-    bnb.matmul = matmul
+    def softmax(values, dim=None, _stacklevel=3, dtype=None):  # noqa: ANN001, ANN202
+        """CUDA turns 16 bits into 32 within softmax; a CPU makes a copy first."""
+        if dtype is torch.float32 and values.dtype == torch.float16:
+            return torch._softmax(values, dim, True)
+        return before[1](values, dim, _stacklevel, dtype)
+
+    bnb.matmul, nn.functional.softmax = matmul, softmax
     try:
-        with _CudaSoftmax():
-            yield
+        yield
     finally:
-        bnb.matmul = before
+        bnb.matmul, nn.functional.softmax = before

@@ -14,8 +14,10 @@ from transformers import PretrainedConfig
 
 from hallulib.errors import HallulibError, ModelError
 from hallulib.memory import allocator, analytic
+from hallulib.memory.counts import require_decoder
+from hallulib.memory.layers import trace_by_layers
 from hallulib.memory.prediction_cache import PredictionCache
-from hallulib.memory.steps import HEADS, StepShape
+from hallulib.memory.steps import HEADS, PAGED, StepShape
 from hallulib.memory.strategies import Strategy, find_strategy
 from hallulib.memory.tracing import Levers, trace_strategy
 from hallulib.memory.tracker import Trace
@@ -27,8 +29,16 @@ GIB = 2**30
 # a screen attached, 0.75 GiB of a 12 GiB card were not to be had. A constant, not predicted.
 CUDA_CONTEXT_BYTES = int(0.75 * GIB)
 TERMS = (
-    "base_weights", "quantisation_constants", "lora_weights", "gradients", "optimiser_states",
-    "activations", "logits", "temporaries", "allocator_slack", "cuda_context",
+    "base_weights",
+    "quantisation_constants",
+    "lora_weights",
+    "gradients",
+    "optimiser_states",
+    "activations",
+    "logits",
+    "temporaries",
+    "allocator_slack",
+    "cuda_context",
 )
 
 
@@ -103,8 +113,13 @@ class Question:
 
 
 def predict_peak(
-    model_config: PretrainedConfig, recipe: Recipe, strategy: str = "cached_reference",
-    *, levers: Levers | None = None, cache: PredictionCache | None = None, **asked: Any,
+    model_config: PretrainedConfig,
+    recipe: Recipe,
+    strategy: str = "cached_reference",
+    *,
+    levers: Levers | None = None,
+    cache: PredictionCache | None = None,
+    **asked: Any,
 ) -> MemoryBudget:
     """Predicted peak of one pass of `strategy` with the recipe's LoRA, precision and batch.
 
@@ -124,7 +139,7 @@ def predict_peak(
         budget = predict_peak(model_config, recipe, name, levers=levers, cache=cache, **asked)
         plan = find_strategy(strategy)
         weights = ("base_weights", "quantisation_constants", "lora_weights")
-        host = sum(budget.terms[term] for term in weights)
+        host = budget.host + sum(budget.terms[term] for term in weights)
         return replace(budget, strategy=strategy, title=plan.title, host=host, passes=plan.passes)
     question = Question(strategy, levers=levers or Levers(), **asked)
     question = replace(question, levers=replace(question.levers, on_cuda=question.device == "cuda"))
@@ -133,7 +148,8 @@ def predict_peak(
     if plan.quantization:
         recipe = change_recipe(recipe, {"model.quantization": plan.quantization})
     cache = cache or PredictionCache.default()
-    key = cache.make_key(model_config, recipe, asdict(question), asdict(shape))
+    how = {"strategy": strategy, "device": question.device, "levers": asdict(question.levers)}
+    key = cache.make_key(model_config, recipe, how, asdict(shape))
     found = cache.get(key)
     if found is None:
         found = _predict(model_config, recipe, plan, shape, question).to_dict()
@@ -145,6 +161,7 @@ def make_shape(
     config: PretrainedConfig, recipe: Recipe, plan: Strategy, question: Question
 ) -> StepShape:
     """Return the batch that is asked for. Raises ModelError where the model cannot take it."""
+    require_decoder(config)
     if question.head not in HEADS:
         raise ModelError(f"There is no head '{question.head}'.", f"Use one of {', '.join(HEADS)}.")
     tokens = question.sequence_tokens or recipe.model.max_length
@@ -170,9 +187,12 @@ def _predict(
 ) -> MemoryBudget:
     section = recipe.sft if plan.runs == "sft" else recipe.dpo
     accumulates = plan.trains and section.gradient_accumulation > 1
-    method = "traced"
+    method, host = "traced", 0
     try:
-        trace = trace_strategy(config, recipe, plan, shape, question.levers)
+        trace = trace_by_layers(
+            lambda some: trace_strategy(some, recipe, plan, shape, question.levers), config
+        )
+        host = trace.move_to_host(PAGED, "optimiser_states")
         terms, phase = list_terms(trace)
         sizes = _replay(trace, accumulates) if question.device == "cuda" else None
     except HallulibError:
@@ -189,7 +209,7 @@ def _predict(
         rows=shape.rows, sequence_tokens=shape.tokens, completion_tokens=shape.completion,
         checkpointing=recipe.model.gradient_checkpointing, head=shape.head,
         device=question.device, phase=phase, allocated=allocated, reserved=reserved,
-        needed=needed, passes=plan.passes, method=method,
+        needed=needed, host=host, passes=plan.passes, method=method,
         terms=terms | {"allocator_slack": reserved - live, "cuda_context": context},
     )  # fmt: skip
 

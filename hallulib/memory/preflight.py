@@ -41,8 +41,7 @@ def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> Mem
         f"{stage} would need {wanted / GIB:.1f} GiB on its longest rows ({tokens['sequence']} "
         f"tokens, {budget.method}), most of it {budget.largest.replace('_', ' ')}; "
         f"{free / GIB:.1f} GiB are free.",
-        f"{advice} `python -m hallulib plan` finds what fits; --force starts "
-        "anyway.",
+        f"{advice} `python -m hallulib plan` finds what fits; --force starts anyway.",
     )
 
 

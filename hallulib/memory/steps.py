@@ -16,13 +16,15 @@ from transformers import Trainer, TrainingArguments
 from hallulib import scoring
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
-from hallulib.dpo.losses import PREFERENCE_LOSSES, LossSettings, PairLogps, mean_nll
 from hallulib.dpo.prefix_sharing import enable_prefix_sharing
+from hallulib.dpo.step import Arm, measure_step
 from hallulib.memory.tracker import StorageTracker
 from hallulib.recipe import Recipe
 from hallulib.scoring import pad_rows, score_completions, unwrap_model
+from hallulib.sft import measure_tokens
 
 HEADS = ("chunked", "completion", "full")
+PAGED = "paged_states"  # label of what lies in the host's memory
 Batch = dict[str, torch.Tensor]
 
 
@@ -62,8 +64,8 @@ def sft_loss(model: torch.nn.Module, batch: Batch, head: str = "chunked") -> tor
         labels = batch["input_ids"].masked_fill(~batch["completion_mask"], -100)
         return model(input_ids=batch["input_ids"], labels=labels, use_cache=False).loss
     with chunks_for(head):
-        logps, _ = score_completions(model, batch["input_ids"], batch["completion_mask"])
-    return -logps.mean()
+        scores = score_completions(model, batch["input_ids"], batch["completion_mask"])
+    return measure_tokens(*scores)[0]
 
 
 def pair_logps(model: torch.nn.Module, batch: Batch, head: str = "chunked") -> list[torch.Tensor]:
@@ -81,16 +83,8 @@ def dpo_loss(
     model: torch.nn.Module, batch: Batch, recipe: Recipe, head: str = "chunked"
 ) -> torch.Tensor:
     """Return the DPO loss plus its SFT term, a scalar, as the trainer computes it."""
-    count = len(batch["ref_chosen_logps"])
-    logps = pair_logps(model, batch, head)
-    pair = PairLogps(
-        *sum_completions(logps).split(count), batch["ref_chosen_logps"],
-        batch["ref_rejected_logps"], *batch["counts"].split(count),
-    )  # fmt: skip
-    section = recipe.dpo
-    settings = LossSettings(section.beta, section.label_smoothing, section.simpo_gamma)
-    losses = PREFERENCE_LOSSES[section.loss](pair, settings)
-    return section.sft_weight * mean_nll(logps[:count]) + losses.mean()
+    arm = Arm("dpo", preference=True, sft_weight=recipe.dpo.sft_weight)
+    return measure_step(pair_logps(model, batch, head), batch, recipe.dpo, arm)[0]
 
 
 @torch.no_grad()
@@ -164,4 +158,15 @@ def label_training_state(
             tracker.follow(parameter.grad, "gradients")
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, torch.Tensor):
-                tracker.follow(value, "optimiser_states")
+                paged = tracker.on_cuda and pages_out(optimizer, parameter, value)
+                tracker.follow(value, PAGED if paged else "optimiser_states")
+
+
+def pages_out(
+    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, state: torch.Tensor
+) -> bool:
+    """Whether bitsandbytes keeps this state in memory that the host shares with the card, which
+    PyTorch's allocator does not see and which makes room when it is short: as in its
+    `get_state_buffer`, states of 100,000 elements or more, of its paged optimisers."""
+    paged = getattr(optimizer, "is_paged", False)
+    return paged and state.shape == parameter.shape and parameter.numel() >= 1e5

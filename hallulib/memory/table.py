@@ -1,11 +1,12 @@
-"""Every strategy for the large models, one pair at a time: predicted once, shipped, looked up.
+"""Every strategy for the large models: predicted once, shipped, looked up.
 
-`python -m hallulib.memory.table` makes hallulib/memory/predictions.json anew (some minutes).
+`python -m hallulib.memory.table` makes hallulib/memory/predictions.json anew (half an hour).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -19,13 +20,16 @@ from hallulib.paths import write_json_atomic
 from hallulib.recipe import Recipe, load_recipe
 
 LENGTHS = (512, 1024, 2048)
+BATCHES = (1, 2, 4)  # pairs at a time
+# Two models in the precision that is asked for; the other strategies take it from the recipe.
+TWO_MODELS = {"none": "dual_model", "int8": "dual_8bit", "nf4": "dual_4bit"}
 CARDS_GB = (8, 10, 12, 16, 24)
 COMPARED = tuple(s.name for s in STRATEGIES.values() if s.runs in ("dpo", "reference"))
 UNCHECKPOINTED = ("dual_4bit", "cached_reference_pass2")
 
 
 def list_large() -> Iterator[dict[str, Any]]:
-    """Yield what the table holds: keywords of :func:`predict_large`."""
+    """Yield what stands side by side, one pair at a time in NF4: keywords of `predict_large`."""
     for model in MODELS:
         for tokens in LENGTHS:
             for strategy in COMPARED:
@@ -33,6 +37,27 @@ def list_large() -> Iterator[dict[str, Any]]:
             for strategy in UNCHECKPOINTED:
                 yield {
                     "model": model, "strategy": strategy, "tokens": tokens, "checkpointing": False,
+                }  # fmt: skip
+
+
+def list_strategies(quantization: str) -> tuple[str, ...]:
+    """Return the strategies that are compared in one precision."""
+    others = [name for name in COMPARED if name not in TWO_MODELS.values()]
+    return (TWO_MODELS[quantization], *others)
+
+
+def list_shipped() -> Iterator[dict[str, Any]]:
+    """Yield what ships: `list_large`, and what the sliders of notebook 3 reach without computing
+    (int8, whose layers take longest to trace, for one pair at a time with checkpointing only)."""
+    yield from list_large()
+    for model, tokens, rows in product(MODELS, LENGTHS, BATCHES):
+        for quantization, checkpointing in product(TWO_MODELS, (True, False)):
+            if quantization == "int8" and (rows > 1 or not checkpointing):
+                continue
+            for strategy in list_strategies(quantization):
+                yield {
+                    "model": model, "strategy": strategy, "tokens": tokens, "rows": rows,
+                    "checkpointing": checkpointing, "quantization": quantization,
                 }  # fmt: skip
 
 
@@ -44,13 +69,18 @@ def make_large_recipe(model: str, **model_settings: Any) -> Recipe:
 
 
 def predict_large(
-    model: str, strategy: str, tokens: int, checkpointing: bool = True,
+    model: str,
+    strategy: str,
+    tokens: int,
+    checkpointing: bool = True,
+    quantization: str = "nf4",
+    rows: int = 1,
     cache: PredictionCache | None = None,
 ) -> MemoryBudget:
-    """Return the prediction for one pair of `tokens`, half of them completion."""
-    recipe = make_large_recipe(model, gradient_checkpointing=checkpointing)
-    config = load_model_config(model)
-    return predict_peak(config, recipe, strategy, sequence_tokens=tokens, cache=cache)
+    """Return the prediction for `rows` pairs of `tokens`, half of them completion."""
+    settings = {"gradient_checkpointing": checkpointing, "quantization": quantization}
+    recipe, config = make_large_recipe(model, **settings), load_model_config(model)
+    return predict_peak(config, recipe, strategy, sequence_tokens=tokens, rows=rows, cache=cache)
 
 
 class _Collector(PredictionCache):
@@ -69,7 +99,7 @@ class _Collector(PredictionCache):
 def main() -> None:
     """Predict the whole table and write it where the package finds it."""
     collector = _Collector()
-    for asked in tqdm(list(list_large()), unit="prediction"):
+    for asked in tqdm(list(list_shipped()), unit="prediction"):
         predict_large(**asked, cache=collector)
     values = {"libraries": decisive_versions(), "predictions": collector.found}
     write_json_atomic(SHIPPED, values)

@@ -34,8 +34,9 @@ from hallulib.recipe import Recipe
 @dataclass(frozen=True)
 class Levers:
     """What a recipe does not say: on a GPU or a CPU; the optimiser, by transformers' name ("" is
-    its default); NF4 with or without double quantisation; peft's fp32 upcast, which this project
-    does not use."""
+    its default; large states of a paged one are counted in the host's memory, from where they visit
+    the card); NF4 with or without double quantisation; peft's fp32 upcast, which this project does
+    not use."""
 
     on_cuda: bool = True
     optimizer: str = ""
@@ -88,8 +89,12 @@ def _load(skeleton: PeftModel, mode, tracker: StorageTracker, upcast: bool) -> P
 
 
 def run_pass(
-    tracker: StorageTracker, plan: Strategy, models: list[PeftModel], recipe: Recipe,
-    shape: StepShape, optimizer: str = "",
+    tracker: StorageTracker,
+    plan: Strategy,
+    models: list[PeftModel],
+    recipe: Recipe,
+    shape: StepShape,
+    optimizer: str = "",
 ) -> None:
     """Run one pass of `plan` on `models` (policy, and a reference model if there is one), real or
     fake, within the tracker."""
@@ -121,9 +126,7 @@ def run_pass(
     )
 
 
-def _run_reference(
-    plan: Strategy, models: list[PeftModel], batch: steps.Batch, head: str
-) -> None:
+def _run_reference(plan: Strategy, models: list[PeftModel], batch: steps.Batch, head: str) -> None:
     """The reference's forward pass, where it is run in the step; its result is a few numbers."""
     if plan.reference == "model":
         steps.reference_logps(models[1], batch, head)
@@ -177,7 +180,6 @@ def no_collection() -> Iterator[None]:
     """Within the block Python's collector of cycles does not run: what is freed is freed by
     counting references, so that a trace is the same each time (and faster)."""
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -64,6 +64,14 @@ class Trace:
         """Return the phase of the event that was number `at`, counted from 1, and its end."""
         return next((name, end) for name, _, end in self.list_phases() if at <= end)
 
+    def move_to_host(self, label: str, new_label: str) -> int:
+        """Let the storages of that label take no bytes here; returns the bytes they had."""
+        found = [i for i, own in enumerate(self.labels) if own == label]
+        moved = sum(self.sizes[i] for i in found)
+        for i in found:
+            self.sizes[i], self.labels[i] = 0, new_label
+        return moved
+
     def list_permanent(self, start: int) -> set[int]:
         """Return the storages that were there before event `start`, or stay after the last."""
         born = {event - 1 for event in self.events[start:] if event > 0}
@@ -85,6 +93,10 @@ class StorageTracker(TorchDispatchMode):
         self._live: dict[int, tuple[int, weakref.ref]] = {}
         self._phase, self._finished = "", False
         self.start_phase("load")
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it costs a tenth of the time
 
     def start_phase(self, name: str) -> None:
         """What is allocated from here on belongs to phase `name`."""

@@ -17,8 +17,9 @@ from hallulib.dpo import gates
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.reference_cache import cache_reference
+from hallulib.dpo.step import Arm
 from hallulib.dpo.train import load_dpo_result, train_dpo
-from hallulib.dpo.trainer import Arm, SequentialDPOTrainer
+from hallulib.dpo.trainer import SequentialDPOTrainer
 from hallulib.errors import GateFailed
 from hallulib.metrics_log import read_metrics
 from hallulib.models import load_base_model, load_policy
@@ -27,6 +28,7 @@ from hallulib.sft import train_sft
 from hallulib.training import find_last_checkpoint
 
 pytestmark = pytest.mark.unit
+
 
 def test_training_starts_at_ln_2_and_raises_the_validation_margin(tmp_path):
     recipe, run = reference_run(tmp_path / "run", {"dpo.learning_rate": 5e-3})

@@ -33,10 +33,10 @@ pytestmark = pytest.mark.unit
 
 QV = ["q_proj", "v_proj"]
 QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
 def test_the_first_published_count_is_a_llama_3_8b_with_rank_16_on_q_and_v():
-    counts = count_parameters(
-        load_model_config("llama-3-8b"), LoraSection(r=16, target_modules=QV)
-    )
+    counts = count_parameters(load_model_config("llama-3-8b"), LoraSection(r=16, target_modules=QV))
     assert (counts.total, counts.lora) == (8_037_076_992, 6_815_744)
 
 
@@ -173,8 +173,10 @@ def test_bad_input_is_named():
         predict_peak(config, recipe, head="half")
     with pytest.raises(ModelError, match="9000 tokens are more than the 8192 positions"):
         predict_peak(config, recipe, sequence_tokens=9000)
-    with pytest.raises(ModelError, match="makes no decoder"):
+    with pytest.raises(ModelError, match="is that of an encoder"):
         predict_peak(AutoConfig.for_model("t5"), recipe)
+    with pytest.raises(ModelError, match="makes no decoder"):
+        predict_peak(AutoConfig.for_model("vit"), recipe)
     with pytest.raises(ModelError, match="no layer called .*no_such_layer"):
         count_parameters(config, LoraSection(target_modules=["no_such_layer"]))
 
@@ -276,6 +278,8 @@ def test_measured_peaks_stand_beside_the_predicted_ones(tmp_path):
     assert run.manifest["stages"]["sft"]["memory"]["error"] == 1.0
     assert run.manifest["stages"]["dpo"]["memory"]["measured"] is None
     assert (sft["predicted"], sft["measured"], sft["error"]) == (
-        expected["sft"], expected["sft"] * 2, 1.0,
+        expected["sft"],
+        expected["sft"] * 2,
+        1.0,
     )
     assert dpo["measured"] is None and dpo["strategy"] == "cached_reference_pass2"

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from hallulib import scoring
 from hallulib.adapters import attach_adapter
+from hallulib.errors import ModelError
 from hallulib.memory import Levers, load_model_config, predict_peak
 from hallulib.memory.peak import change_recipe
 from hallulib.memory.prediction_cache import PredictionCache
@@ -95,7 +96,13 @@ def test_it_is_with_two_models_and_with_biases_and_a_sliding_window(tmp_path):
 def test_predict_peak_returns_that_peak_and_names_every_byte_of_it(base, tmp_path):
     recipe, config = make_recipe(base), load_model_config(str(base))
     budget = predict_peak(
-        config, recipe, "sft", sequence_tokens=90, completion_tokens=30, rows=3, device="cpu",
+        config,
+        recipe,
+        "sft",
+        sequence_tokens=90,
+        completion_tokens=30,
+        rows=3,
+        device="cpu",
         cache=PredictionCache(tmp_path),
     )
     real = trace_real(recipe, STRATEGIES["sft"], StepShape(3, 90, 30))
@@ -155,6 +162,31 @@ def test_an_8_bit_optimiser_keeps_a_quarter_of_the_states(tmp_path):
         states[name] = budget.terms["optimiser_states"]
     assert states["adamw_bnb_8bit"] == pytest.approx(states["adamw_torch_fused"] / 4, rel=0.05)
     assert states["sgd"] == 0
+
+
+def test_large_states_of_a_paged_optimiser_lie_in_host_memory(tmp_path):
+    config = AutoConfig.for_model("llama", **SMALL)
+    recipe = load_recipe("tiny-cpu", {"lora.r": 1024})  # some matrices of over 100,000 elements
+    found = [
+        predict_peak(
+            config, recipe, "sft", sequence_tokens=64, rows=1, cache=PredictionCache(tmp_path),
+            levers=Levers(optimizer=name),
+        )
+        for name in ("adamw_bnb_8bit", "paged_adamw_8bit")
+    ]  # fmt: skip
+    states = [budget.terms["optimiser_states"] for budget in found]
+    # two layers, three MLP matrices of 128 x 1,024 each, two states of a byte
+    assert found[1].host == 2 * 3 * 128 * 1024 * 2 and found[0].host == 0
+    assert states[0] - states[1] == found[1].host
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "t5"])
+def test_an_encoder_is_refused(kind, tmp_path):
+    with pytest.raises(ModelError, match="encoder"):
+        predict_peak(
+            AutoConfig.for_model(kind), load_recipe("tiny-cpu"), "sft", sequence_tokens=64,
+            cache=PredictionCache(tmp_path),
+        )  # fmt: skip
 
 
 def test_an_independent_witness_sees_the_same_allocations(base):

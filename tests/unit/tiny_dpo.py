@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tiny_model import copy_sft_run, make_recipe, record_pairs, shared_folder
 
 from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, load_pairs
-from hallulib.dpo.trainer import Arm, SequentialDPOTrainer
+from hallulib.dpo.step import Arm
+from hallulib.dpo.trainer import SequentialDPOTrainer
 from hallulib.metrics_log import MetricsLog
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.run import Run
@@ -51,9 +52,7 @@ def build_trainer(recipe, run, folder, arm=BOTH, policy=None, shift: float = 0.0
     policy = policy or load_policy(recipe, run.require("sft/adapter"), trainable=True)
     cache = ReferenceCache.open(run.require("reference"), recipe, policy, tokenizer)
     cache.rows = {a: (c + np.float32(shift), r) for a, (c, r) in cache.rows.items()}
-    parts = [
-        load_pairs(run, s, tokenizer, recipe).pairs for s in ("train", "validation")
-    ]
+    parts = [load_pairs(run, s, tokenizer, recipe).pairs for s in ("train", "validation")]
     return SequentialDPOTrainer(policy, recipe, arm, folder, cache, parts, tokenizer.pad_token_id)
 
 
