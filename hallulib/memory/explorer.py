@@ -1,7 +1,9 @@
-"""Sliders over the predictions that were made: nothing is computed while they move."""
+"""Sliders over predictions: what ships is looked up, what is missing is computed when asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -9,53 +11,134 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from hallulib import plots
-from hallulib.memory.budget import BudgetResult
 from hallulib.memory.peak import MemoryBudget
-from hallulib.memory.table import CARDS_GB, COMPARED, LENGTHS
+from hallulib.memory.prediction_cache import PredictionCache
+from hallulib.memory.strategies import STRATEGIES
+from hallulib.memory.table import (
+    BATCHES,
+    CARDS_GB,
+    COMPARED,
+    LENGTHS,
+    MODELS,
+    list_strategies,
+    predict_large,
+)
+
+PRECISIONS = (("bfloat16", "none"), ("int8", "int8"), ("NF4", "nf4"))
+TWO = "two models"
+ONE_MODEL = {STRATEGIES[name].title: name for name in list_strategies("nf4")[1:]}
 
 
-def select_bars(
-    budget: BudgetResult, model: str, tokens: int, checkpointing: bool = True
-) -> dict[str, MemoryBudget]:
-    """Return strategy -> prediction for one model and length, as far as they were made."""
-    wanted = (model, tokens, checkpointing)
-    return {
-        b.strategy: b for b in budget.shapes
-        if (b.model, b.sequence_tokens, b.checkpointing) == wanted and b.strategy in COMPARED
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Setting:
+    """What is compared: `rows` pairs of `tokens` at a time, half of them completion."""
+
+    model: str
+    tokens: int
+    rows: int = 1
+    quantization: str = "nf4"
+    checkpointing: bool = True
 
 
-def plot_bars(
-    budget: BudgetResult, model: str, tokens: int, card_gb: float, checkpointing: bool = True
-) -> Figure:
-    """Return the stacked bars of every strategy against the card's line."""
-    bars = select_bars(budget, model, tokens, checkpointing)
-    title = f"{model.split('/')[-1]}, one pair of {tokens} tokens"
-    return plots.plot_memory_strategies({n: b.terms for n, b in bars.items()}, card_gb, title)
+class _NotPredicted(Exception):
+    """Nobody has computed this one yet."""
 
 
-def make_explorer(budget: BudgetResult) -> widgets.VBox:
-    """Return controls for model, tokens, checkpointing and card above the figure they redraw.
+class _Known(PredictionCache):
+    """Only what ships or was computed here before."""
 
-    Without a browser they stand still: show `plot_bars` beside them.
+    def get(self, key: str) -> dict[str, Any]:
+        found = super().get(key)
+        if found is None:
+            raise _NotPredicted
+        return found
+
+
+def look_up(setting: Setting, strategies: Sequence[str]) -> dict[str, MemoryBudget]:
+    """Return strategy -> prediction, for those that were made."""
+    known, found = _Known.default(), {}
+    for name in strategies:
+        try:
+            found[name] = predict_large(strategy=name, cache=known, **vars(setting))
+        except _NotPredicted:
+            continue
+    return found
+
+
+def plot_bars(setting: Setting, card_gb: float, strategies: Sequence[str] = COMPARED) -> Figure:
+    """Return stacked bars against the card's line, of those strategies that were predicted."""
+    bars = {name: budget.terms for name, budget in look_up(setting, strategies).items()}
+    pairs = "one pair" if setting.rows == 1 else f"{setting.rows} pairs"
+    title = f"{setting.model.split('/')[-1]}, {pairs} of {setting.tokens} tokens"
+    return plots.plot_memory_strategies(bars, card_gb, title)
+
+
+class Explorer:
+    """Controls beside the figure that they redraw; a button computes what was never predicted.
+
+    Without a browser the controls stand still: show `plot_bars` beside them.
     """
-    models = sorted({b.model for b in budget.shapes})
-    controls = {
-        "model": widgets.Dropdown(options=models, description="model"),
-        "tokens": widgets.SelectionSlider(options=LENGTHS, description="tokens"),
-        "card_gb": widgets.SelectionSlider(options=CARDS_GB, value=12, description="card, GiB"),
-        "checkpointing": widgets.Checkbox(value=True, description="checkpointing"),
-    }
 
-    picture = widgets.Image(format="png")
+    def __init__(self, start: Setting, card_gb: float) -> None:
+        names = [TWO, *ONE_MODEL]
+        self.controls: dict[str, widgets.Widget] = {
+            "model": widgets.Dropdown(options=list(MODELS), value=start.model),
+            "tokens": widgets.SelectionSlider(options=LENGTHS, value=start.tokens),
+            "rows": widgets.SelectionSlider(options=BATCHES, value=start.rows),
+            "quantization": widgets.ToggleButtons(options=PRECISIONS, value=start.quantization),
+            "checkpointing": widgets.Checkbox(value=start.checkpointing),
+            "card, GiB": widgets.SelectionSlider(options=CARDS_GB, value=card_gb),
+            "strategies": widgets.SelectMultiple(options=names, value=names, rows=len(names)),
+        }
+        self.button = widgets.Button(description="Predict what is missing")
+        self.bar = widgets.IntProgress(layout={"visibility": "hidden"})
+        self.picture = widgets.Image(format="png")
+        for name, control in self.controls.items():
+            control.description = {"rows": "pairs", "quantization": "base in"}.get(name, name)
+            control.observe(self.draw, names="value")
+        self.button.on_click(self.predict_missing)
+        left = widgets.VBox([*self.controls.values(), self.button, self.bar])
+        self.box = widgets.HBox([left, self.picture])
+        self.draw()
 
-    def draw(_: Any = None) -> None:
-        chosen = {name: control.value for name, control in controls.items()}
+    @property
+    def setting(self) -> Setting:
+        """What the controls say."""
+        return Setting(**{name: self.controls[name].value for name in vars(Setting("", 0))})
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies that are ticked, in the chosen precision."""
+        two, chosen = (
+            list_strategies(self.setting.quantization)[0],
+            self.controls["strategies"].value,
+        )
+        return [two if name == TWO else ONE_MODEL[name] for name in chosen]
+
+    def draw(self, _: Any = None) -> None:
+        """Redraw from what is known; offer to compute the rest."""
+        known = look_up(self.setting, self.strategies)
+        missing = len(self.strategies) - len(known)
+        self.button.layout.visibility = "visible" if missing else "hidden"
+        self.button.description = f"Predict the {missing} missing"
         png = BytesIO()
-        plot_bars(budget, **chosen).savefig(png, format="png")
-        picture.value = png.getvalue()
+        if known:
+            plot_bars(self.setting, self.controls["card, GiB"].value, list(known)).savefig(
+                png, format="png"
+            )
+        self.picture.value = png.getvalue()
 
-    for control in controls.values():
-        control.observe(draw, names="value")
-    draw()
-    return widgets.VBox([*controls.values(), picture])
+    def predict_missing(self, _: Any = None) -> None:
+        """Compute what the controls ask for and nobody has predicted; seconds each."""
+        missing = [n for n in self.strategies if n not in look_up(self.setting, [n])]
+        self.bar.max, self.bar.value, self.bar.layout.visibility = len(missing), 0, "visible"
+        for name in missing:
+            predict_large(strategy=name, **vars(self.setting))
+            self.bar.value += 1
+        self.bar.layout.visibility = "hidden"
+        self.draw()
+
+
+def make_explorer(model: str, tokens: int, card_gb: float) -> widgets.HBox:
+    """Return the controls and their figure."""
+    return Explorer(Setting(model, tokens), card_gb).box

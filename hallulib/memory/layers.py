@@ -69,8 +69,11 @@ def has_equal_layers(config: PretrainedConfig) -> bool:
     depth = text.num_hidden_layers
     if any(len(set(map(str, v))) > 1 for v in _list_per_layer(text, depth).values()):
         return False
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(deepcopy(config))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(deepcopy(config))
+    except ValueError:
+        return False  # whoever traces it will say what it is
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     return len(stacks) == 1 and len({_describe(layer) for layer in stacks[0]}) == 1
 

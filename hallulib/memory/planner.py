@@ -5,41 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
+from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
 from hallulib.errors import DataError, ParameterError
 from hallulib.memory.budget import read_longest
-from hallulib.memory.calibrate import measure_rate
+from hallulib.memory.cards import Card, detect_card, find_card
 from hallulib.memory.counts import count_parameters, load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, change_recipe, predict_peak
 from hallulib.paths import display_path, resolve_path
-from hallulib.recipe import Recipe, load_recipe, nearest
+from hallulib.recipe import Recipe, load_recipe
 
-RATES = Path(__file__).parent / "rates.yaml"
 MARGIN = 0.05  # of the card: what a plan leaves free
 PASSES = ("sft", "cached_reference_pass1", "cached_reference_pass2")
 STEP = 64  # tokens between the lengths that are tried
-
-
-@dataclass(frozen=True)
-class Card:
-    """A card: its memory in GiB and, where somebody measured or asked them, operations a second of
-    a training step (1e12) and a price per hour, with source and date."""
-
-    name: str
-    memory_gb: float
-    tflops: float | None = None
-    price_per_hour: float | None = None
-    currency: str = ""
-    source: str = ""
-    as_of: date | None = None
+Predict = Callable[..., MemoryBudget]
 
 
 @dataclass(frozen=True)
@@ -49,31 +32,6 @@ class Plan:
     card: Card
     changes: dict[str, Any]
     passes: list[MemoryBudget]
-
-
-def find_card(text: str) -> Card:
-    """Return the card of that name in rates.yaml, or of that size ("12GB", "12").
-
-    Raises ParameterError for an unknown one.
-    """
-    size = text.lower().removesuffix("gb").removesuffix("gib").strip()
-    if size.replace(".", "", 1).isdigit() and float(size) > 0:
-        return Card(f"{float(size):g} GiB card", float(size))
-    cards = {card.name: card for card in load_cards()}
-    by_key = {name.lower(): card for name, card in cards.items()}
-    if text.lower() in by_key:
-        return by_key[text.lower()]
-    close = nearest(text, list(cards))
-    hint = f" Did you mean '{close}'?" if close else ""
-    raise ParameterError(
-        f"There is no card '{text}'.{hint}",
-        f"Give its memory, as 12GB, or one of {', '.join(cards)}.",
-    )
-
-
-def load_cards() -> list[Card]:
-    """Return the cards of rates.yaml, which is dated and meant to be edited."""
-    return [Card(**values) for values in yaml.safe_load(RATES.read_text("utf-8"))["cards"]]
 
 
 def find_longest_sequence(
@@ -131,7 +89,12 @@ def search_largest(need: Callable[[int], MemoryBudget], card_gb: float, most: in
 
 
 def make_plan(
-    config: PretrainedConfig, recipe: Recipe, card: Card, tokens: int, completion: int
+    config: PretrainedConfig,
+    recipe: Recipe,
+    card: Card,
+    tokens: int,
+    completion: int,
+    predict: Predict = predict_peak,
 ) -> Plan:
     """Return the fastest setting whose passes all fit with a margin, for rows of `tokens`.
 
@@ -150,11 +113,15 @@ def make_plan(
         for size in list_sizes(recipe):
             changes = list_changes(recipe, quantization, checkpointing, size, tokens)
             changed = change_recipe(recipe, changes)
-            passes = [predict_peak(config, changed, name, **asked) for name in PASSES]
+            passes: list[MemoryBudget] = []
+            for name in reversed(PASSES):  # training with pairs needs most: seldom a second look
+                passes.insert(0, predict(config, changed, name, **asked))
+                if not passes[0].fits(room):
+                    break
+            else:
+                best = Plan(card, changes, passes)
             if size == 1:
                 least = min(filter(None, (least, passes[-1])), key=lambda budget: budget.needed)
-            if all(budget.fits(room) for budget in passes):
-                best = Plan(card, changes, passes)
             if best is None or (size > 1 and best.changes is changes):
                 break
         if best is not None:
@@ -197,15 +164,19 @@ LEVERS: dict[str, dict[str, Any]] = {
 
 
 def price_levers(
-    config: PretrainedConfig, recipe: Recipe, strategy: str, tokens: int
+    config: PretrainedConfig,
+    recipe: Recipe,
+    strategy: str,
+    tokens: int,
+    predict: Predict = predict_peak,
 ) -> dict[str, int]:
     """Return the bytes that each lever would save on `strategy`, most first; those that are
     already pulled are left out."""
-    now, saved = predict_peak(config, recipe, strategy, sequence_tokens=tokens), {}
+    now, saved = predict(config, recipe, strategy, sequence_tokens=tokens), {}
     for name, changes in LEVERS.items():
         shorter = tokens // 2 if "model.max_length" in changes else tokens
         rest = {key: value for key, value in changes.items() if key != "model.max_length"}
-        then = predict_peak(config, change_recipe(recipe, rest), strategy, sequence_tokens=shorter)
+        then = predict(config, change_recipe(recipe, rest), strategy, sequence_tokens=shorter)
         if now.total > then.total:
             saved[name] = now.total - then.total
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
@@ -218,14 +189,14 @@ def estimate_hours(plan: Plan, parameters: int, rows: dict[str, int]) -> dict[st
     each pass runs in all. A forward pass costs 2 operations per parameter and token. No promise:
     the rate is that of another model on another day.
     """
-    if plan.card.tflops is None:
+    if plan.card.rate is None:
         return {}
     hours = {}
     for budget in plan.passes:
         sides = 1 if budget.strategy == "sft" else 2
         tokens = rows[budget.strategy] * sides * budget.sequence_tokens
         work = 2 * parameters * tokens * budget.passes
-        hours[budget.strategy] = work / (plan.card.tflops * 1e12) / 3600
+        hours[budget.strategy] = work / plan.card.rate / 3600
     return hours
 
 
@@ -243,7 +214,8 @@ def describe_plan(plan: Plan, hours: dict[str, float], levers: dict[str, int]) -
         lines.append(f"Hours are no promise; the rate is from: {plan.card.source}.")
         if plan.card.price_per_hour is not None:
             price = sum(hours.values()) * plan.card.price_per_hour
-            lines.append(f"Cost {price:.2f} {plan.card.currency} (as of {plan.card.as_of}).")
+            asked = f"{plan.card.price_source}, {plan.card.as_of}"
+            lines.append(f"Cost about {price:.2f} {plan.card.currency} ({asked}).")
     else:
         lines.append("No rate is known for this card (rates.yaml); on it, leave --gpu away.")
     lines += [f"Lever: {name} saves {saved / GIB:.1f} GiB" for name, saved in levers.items()]
@@ -261,26 +233,22 @@ def plan_training(model: str, gpu: str, data: str, recipe_name: str) -> tuple[st
     longest = read_longest(recipe, read_audit(data) if data else {})
     tokens, completion = longest["sequence"], longest["completion"]
     config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
-    plan = make_plan(config, recipe, card, tokens, completion)
-    changed = change_recipe(recipe, plan.changes)
+    with tqdm(desc="trying settings", unit="prediction", delay=1) as bar:
+
+        def predict(*asked: Any, **more: Any) -> MemoryBudget:
+            bar.update()
+            return predict_peak(*asked, **more)
+
+        plan = make_plan(config, recipe, card, tokens, completion, predict)
+        changed = change_recipe(recipe, plan.changes)
+        levers = price_levers(config, changed, PASSES[2], tokens, predict)
     parameters = count_parameters(config, recipe.lora).base
     steps = {"sft": changed.sft.max_steps, "dpo": changed.dpo.max_steps}
     done = {n: steps[n] * b.batch_size * b.gradient_accumulation
             for n, b in (("sft", changed.sft), ("dpo", changed.dpo))}  # fmt: skip
     rows = {PASSES[0]: done["sft"], PASSES[1]: recipe.pairs.notes, PASSES[2]: done["dpo"]}
-    levers = price_levers(config, changed, PASSES[2], tokens)
     text = f"{recipe.model.name_or_path}, rows of {tokens} tokens ({longest['source']})\n"
     return text + describe_plan(plan, estimate_hours(plan, parameters, rows), levers), changed
-
-
-def detect_card() -> Card:
-    """Return the GPU of this machine, timed. Raises ParameterError where there is none."""
-    if not torch.cuda.is_available():
-        raise ParameterError("There is no NVIDIA GPU here.", "Name one to plan for: --gpu 12GB.")
-    found = torch.cuda.get_device_properties(0)
-    tflops = measure_rate("cuda", torch.bfloat16) / 1e12
-    source = "a few steps of a small shape in bfloat16 on this card, just now"
-    return Card(found.name, found.total_memory / GIB, tflops, source=source)
 
 
 def read_audit(data: str) -> dict[str, Any]:

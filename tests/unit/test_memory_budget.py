@@ -25,7 +25,7 @@ from hallulib.memory import (
 )
 from hallulib.memory.peak import GIB, TERMS
 from hallulib.memory.prediction_cache import PredictionCache, read_shipped
-from hallulib.memory.table import list_large, make_large_recipe, predict_large
+from hallulib.memory.table import list_large, list_shipped, make_large_recipe, predict_large
 from hallulib.recipe import LoraSection, load_recipe
 from hallulib.run import Run
 
@@ -118,6 +118,12 @@ def test_every_large_prediction_ships():
     assert by_name[llama, "reference_on_cpu", 512, True].host > 5 * GIB
 
 
+def test_what_the_sliders_reach_ships():
+    known, shipped = read_shipped(), list(list_shipped())
+    rows = [values for values in known.values() if values["rows"] == 4]
+    assert {v["quantization"] for v in rows} == {"none", "nf4"} and len(shipped) > len(known) > 700
+
+
 def test_the_peak_is_the_sum_of_its_terms(tmp_path):
     budget = predict_large("meta-llama/Meta-Llama-3-8B-Instruct", "cached_reference_pass2", 512)
     assert set(budget.terms) == set(TERMS) and budget.total == sum(budget.terms.values())
@@ -191,14 +197,28 @@ def test_every_statement_of_the_case_is_judged_by_a_number():
     assert "DPO needs two models, or a stored reference" in wrong
 
 
-def test_the_figure_of_the_explorer_is_redrawn_from_what_was_predicted(tmp_path):
-    recipe, run = make_run(tmp_path, AUDIT)
-    box = explorer.make_explorer(predict_budget(recipe, run))
-    *controls, picture = box.children
-    before = bytes(picture.value)
-    assert before.startswith(b"\x89PNG")
-    controls[0].value = case.LLAMA
-    assert bytes(picture.value) != before
+def test_the_explorer_redraws_from_what_is_known_and_computes_the_rest_when_asked(
+    tmp_path, monkeypatch
+):
+    shipped = read_shipped()
+    monkeypatch.setattr(PredictionCache, "default", classmethod(lambda c: c(tmp_path, shipped)))
+    view = explorer.Explorer(explorer.Setting(case.LLAMA, 1024), card_gb=12)
+    pictures = [bytes(view.picture.value)]
+    qwen = "Qwen/Qwen2.5-0.5B-Instruct"
+    changes = {"model": qwen, "tokens": 512, "rows": 2, "quantization": "none"}
+    for name, value in changes.items():
+        view.controls[name].value = value
+        pictures.append(bytes(view.picture.value))
+    assert len(set(pictures)) == 5 and all(p.startswith(b"\x89PNG") for p in pictures)
+    assert view.button.layout.visibility == "hidden"
+    assert view.strategies[0] == "dual_model"
+    view.controls["strategies"].value = [explorer.TWO, "cached reference, pass 1: reference"]
+    view.controls["quantization"].value = "int8"  # ships for one pair at a time only
+    assert view.button.layout.visibility == "visible" and not list(tmp_path.iterdir())
+    view.controls["strategies"].value = ["cached reference, pass 1: reference"]
+    view.predict_missing()
+    assert view.button.layout.visibility == "hidden" and len(list(tmp_path.iterdir())) == 1
+    assert bytes(view.picture.value).startswith(b"\x89PNG")
 
 
 def test_an_unknown_model_is_named_without_touching_the_network(monkeypatch):
