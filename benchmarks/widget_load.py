@@ -110,11 +110,11 @@ def describe(found: dict[str, float]) -> str:
 
 | What | Measured |
 |---|---|
-| cell run until the first item is on the screen | {found["open_s"]:.2f} s |
-| the same for a session with {STEPS} grades, new kernel | {found["again_s"]:.2f} s |
-| key pressed until the next item is painted, median of {STEPS} | {found["next_ms"]:.0f} ms |
-| the slowest of them | {found["slowest_ms"]:.0f} ms |
-| key pressed until a sentence's grade is painted | {found["sentence_ms"]:.0f} ms |
+| cell run until the first item is on the screen | {found['open_s']:.2f} s |
+| the same for a session with {STEPS} grades, new kernel | {found['again_s']:.2f} s |
+| key pressed until the next item is painted, median of {STEPS} | {found['next_ms']:.0f} ms |
+| the slowest of them | {found['slowest_ms']:.0f} ms |
+| key pressed until a sentence's grade is painted | {found['sentence_ms']:.0f} ms |
 """
 
 

@@ -95,13 +95,11 @@ def run_stage(
     run = Run.open(run_dir, effective)
     if force:
         run.forget(name)
-    elif name in CHECKED_STAGES and not run.is_current(name, effective):
-        import_module("hallulib.memory").check_fits(effective, run, name)
+    if name in CHECKED_STAGES and not run.is_current(name, effective):
+        import_module("hallulib.memory").check_fits(effective, run, name, force)
     module, function = STAGE_FUNCTIONS[name].split(":")
     with continuable():
         getattr(import_module(module), function)(effective, run)
-    if name in CHECKED_STAGES and "memory" in run.manifest["stages"]:
-        import_module("hallulib.memory").record_comparison(run)
     typer.echo(f"{name}: finished in {display_path(run.root)}")
 
 

@@ -1,4 +1,5 @@
-"""Measured time and peak memory of a block of code; every stage runs inside one."""
+"""Measured time and peak memory of a block of code, beside what was predicted; every stage runs
+inside one."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import psutil
 
@@ -22,7 +24,7 @@ class Measurement:
     sample every 10 ms), everything loaded before included: subtract `rss_before_bytes` for the
     block's own share. `peak_cuda_bytes` is what torch allocated at most on the current GPU,
     `peak_cuda_reserved_bytes` what its allocator held; `peak_mps_bytes` what the driver of an Apple
-    GPU had handed out at a sample.
+    GPU had handed out at a sample. `peak_tensor_bytes` is what :func:`note_tensor_peak` was told.
     """
 
     label: str
@@ -33,11 +35,34 @@ class Measurement:
     peak_cuda_bytes: int = 0
     peak_cuda_reserved_bytes: int = 0
     peak_mps_bytes: int = 0
+    peak_tensor_bytes: int = 0
 
     @property
     def peak_memory_bytes(self) -> int:
         """Peak on the device that does the work: GPU memory if it was used, else resident."""
         return self.peak_cuda_bytes or self.peak_mps_bytes or self.peak_rss_bytes
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What was predicted for a stage before it started: bytes that it needs, of them in tensors
+    (`allocated`) and in the allocator's hands (`reserved`), and what would help."""
+
+    needed: int
+    advice: str
+    allocated: int = 0
+    reserved: int = 0
+
+
+# By stage; the memory budget, which stands above the stages, writes down here what it predicts.
+EXPECTED: dict[str, Expectation] = {}
+_RUNNING: list[Measurement] = []
+
+
+def note_tensor_peak(size: int) -> None:
+    """Tell the innermost `measure` how many bytes of tensors somebody saw alive on the CPU."""
+    if _RUNNING:
+        _RUNNING[-1].peak_tensor_bytes = max(size, _RUNNING[-1].peak_tensor_bytes)
 
 
 class PeakSampler:
@@ -85,6 +110,26 @@ class PeakSampler:
             self.peak_mps_bytes = max(self.peak_mps_bytes, mps.driver_allocated_memory())
 
 
+def compare_memory(stage: str, meter: Measurement) -> dict[str, Any]:
+    """Return predicted beside measured bytes of a stage; empty where either is missing.
+
+    Predicted is what was asked for before the stage started (`memory.check_fits`). On a GPU both
+    are what the allocator gave out, and what it held ("reserved"); on a CPU they are tensors.
+    """
+    expected, measured = EXPECTED.get(stage), meter.peak_cuda_bytes or meter.peak_tensor_bytes
+    if expected is None or not expected.allocated or not measured:
+        return {}
+    found = {
+        "predicted_bytes": expected.allocated,
+        "measured_bytes": measured,
+        "error": expected.allocated / measured - 1,
+    }
+    if meter.peak_cuda_reserved_bytes:
+        found["predicted_reserved_bytes"] = expected.reserved
+        found["measured_reserved_bytes"] = meter.peak_cuda_reserved_bytes
+    return found
+
+
 @contextmanager
 def measure(label: str, snapshot: str | Path | None = None) -> Iterator[Measurement]:
     """Measure a block: `with measure("sft") as m: ...`, then `m.wall_seconds`, `m.peak_rss_bytes`.
@@ -100,9 +145,11 @@ def measure(label: str, snapshot: str | Path | None = None) -> Iterator[Measurem
             cuda.memory._record_memory_history()
     sampler = PeakSampler().start()
     start = time.perf_counter()
+    _RUNNING.append(result)
     try:
         yield result
     finally:
+        _RUNNING.remove(result)
         cuda = _cuda()
         if cuda:
             _read_cuda(cuda, result, snapshot)

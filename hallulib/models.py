@@ -212,3 +212,5 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
         return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     adds_bos = tokenizer.bos_token_id in tokenizer("").input_ids
     return f"{tokenizer.bos_token if adds_bos else ''}{prompt}\n\nSummary:\n"
+
+

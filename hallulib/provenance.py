@@ -65,7 +65,7 @@ STAGES: dict[str, StageSpec] = {
         inputs=("data/audit.json",),
         outputs=("budget/budget.json",),
         sections=("model", "lora", "sft", "pairs", "reference", "dpo", "memory"),
-        code=("memory",),
+        code=("memory", "tracker.py"),
     ),
     "pairs": StageSpec(
         "04_reference_cache",

@@ -168,6 +168,7 @@ class Run:
             "wall_seconds": round(measured.get("wall_seconds", 0.0), 3),
             "peak_memory_bytes": measured.get("peak_memory_bytes", 0),
             "rss_before_bytes": measured.get("rss_before_bytes", 0),
+            "memory": measured.get("memory", {}),
             "git_commit": git_commit(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "notes": notes,

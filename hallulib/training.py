@@ -26,7 +26,7 @@ from hallulib.processes import (
 )
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DpoSection, SftSection
-from hallulib.watch import SlowStepWatch, check_loss_is_a_number
+from hallulib.watch import SlowStepWatch, TensorPeak, check_loss_is_a_number
 
 STATE_FILE = "trainer_state.json"
 WINDOW = 16  # batches sorted by length together: little padding, and still a random order
@@ -139,7 +139,7 @@ class MeanTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.add_callback(SlowStepWatch())
-        self.policy, self.recipe = policy, recipe
+        self.policy, self.recipe, self.peak = policy, recipe, TensorPeak()
         self.sums: dict[str, list[float]] = {}
         # Losses are means over a micro-batch; the Trainer divides by their number.
         self.loss_is_scaled_for_ga = False
@@ -163,6 +163,10 @@ class MeanTrainer(Trainer):
             return 1.0
         counts = gather_from_all(count)
         return count * len(counts) / sum(counts)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with self.peak.watch(inputs, self.policy, self.optimizer):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, sums = self.measure(model, inputs)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -15,20 +14,10 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hallulib.errors import GateFailed, ModelError
+from hallulib.meter import EXPECTED, note_tensor_peak
+from hallulib.tracker import StorageTracker, follow_model
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What was predicted for a stage before it started: bytes at the peak, and what would help."""
-
-    peak_bytes: int
-    advice: str
-
-
-# By stage; the memory budget, which stands above the stages, writes down here what it predicts.
-EXPECTED: dict[str, Expectation] = {}
 
 
 @contextmanager
@@ -50,13 +39,44 @@ def explain_out_of_memory(stage: str, longest: int) -> Iterator[None]:
             "model.gradient_checkpointing=true, or lower model.max_length."
         )
         if stage in EXPECTED:
-            found.append(f"{EXPECTED[stage].peak_bytes / 2**30:.2f} GiB were predicted")
+            found.append(f"{EXPECTED[stage].needed / 2**30:.2f} GiB were predicted")
             advice = f"{EXPECTED[stage].advice} Or: {advice}"
         raise ModelError(
             f"The longest batch of {stage} (rows of up to {longest} tokens) does not fit: "
             f"{str(error).splitlines()[0]} ({', '.join(found)})",
             advice,
         ) from error
+
+
+class TensorPeak:
+    """Follows the tensors of a pass on the CPU whenever a batch is at least as large as all before:
+    where the peak lies, at no cost for the rest. (A GPU's allocator counts for itself.)"""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    @contextmanager
+    def watch(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Iterator[None]:
+        """Within the block the peak is seen, and told to the stage's meter."""
+        ids = batch["input_ids"]
+        if ids.numel() < self.tokens or ids.device.type != "cpu":
+            yield
+            return
+        self.tokens = ids.numel()
+        with StorageTracker() as tracker:
+            follow_model(tracker, model)
+            states = optimizer.state.values() if optimizer else ()
+            held = [p.grad for p in model.parameters()] + [v for s in states for v in s.values()]
+            for tensor in [*held, *batch.values()]:
+                if isinstance(tensor, torch.Tensor):
+                    tracker.follow(tensor)
+            yield
+        note_tensor_peak(tracker.trace.find_peak()[0])
 
 
 def _read_peak_bytes() -> int:

@@ -113,9 +113,7 @@ def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
     verdicts = [(i, s, settled.get((i, s), v), repeat) for i, s, v, repeat in chosen.verdicts()]
     result = _summarise(chosen, verdicts, _read_detector(run.require(DETECTED)))
     result = replace(
-        result,
-        adjudicated=len(settled),
-        grades_sha256=_hash_grades(records),
+        result, adjudicated=len(settled), grades_sha256=_hash_grades(records),
         sessions=[_list_session(record, record in current) for record in records],
         assessors=compare_assessors(choose_assessors(current, "single")),
     )

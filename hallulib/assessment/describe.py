@@ -14,15 +14,15 @@ def describe(result: dict) -> list[str]:
 
 
 def _describe_rates(result: dict) -> list[str]:
-    who = "a SIMULATED assessor" if result["assessor_kind"] == SIMULATED else "1 person, blind"
+    who = "a SIMULATED assessor" if result['assessor_kind'] == SIMULATED else "1 person, blind"
     lines = [
         f"{rate['system']}: {rate['k']} of {rate['n']} summaries ({rate['value']:.0%}, 95 % Wilson "
         f"interval {rate['low']:.0%} to {rate['high']:.0%}) hallucinated; {rate['unsure']} unsure; "
         f"graded by {who}."
-        for rate in result["systems"]
+        for rate in result['systems']
     ]
-    if result["paired"]:
-        p = result["paired"]
+    if result['paired']:
+        p = result['paired']
         lines.append(
             f"On the {p['n']} notes graded under both: {p['b']} wrong only under sft, {p['c']} "
             f"only under dpo; exact McNemar p = {p['p_exact']:.3g}."
@@ -36,8 +36,8 @@ def _describe_rates(result: dict) -> list[str]:
             f"{found['general_knowledge']} general knowledge; something left out in "
             f"{found['omitting']} of {found['summaries']} summaries."
         )
-    if result["mode"] == "ab":
-        counts = ", ".join(f"{name} {count}" for name, count in result["preferences"].items())
+    if result['mode'] == "ab":
+        counts = ", ".join(f"{name} {count}" for name, count in result['preferences'].items())
         lines.append(f"Preferred, of {sum(result['preferences'].values())} pairs: {counts}.")
     return lines
 
@@ -45,8 +45,8 @@ def _describe_rates(result: dict) -> list[str]:
 def _describe_agreement(result: dict) -> list[str]:
     lines = []
     for label, found in (
-        (f"Assessor and detector '{result['detector']['detector']}'", result["detector"]),
-        ("The assessor with themselves (repeated items)", result["intra_rater"]),
+        (f"Assessor and detector '{result['detector']['detector']}'", result['detector']),
+        ("The assessor with themselves (repeated items)", result['intra_rater']),
     ):
         if found["n"]:
             lines.append(
@@ -100,7 +100,7 @@ def _describe_limits(result: dict) -> list[str]:
         lines.append(
             f"{result['suggested']} of them were graded with the detector's suggestions in view."
         )
-    if result["assessor_kind"] == SIMULATED:
+    if result['assessor_kind'] == SIMULATED:
         lines.append(
             "These grades come from a script that copies the detector and errs now and then: they "
             "show that the tool works, and say nothing about a person's judgement."

@@ -44,15 +44,7 @@ SentenceVerdict = Literal["supported", "hallucinated", "unsure", "general_knowle
 ErrorType = Literal["fabrication", "negation", "detail", "causality", "contextual", "other"]
 Severity = Literal["minor", "major"]
 Action = Literal[
-    "open",
-    "grade",
-    "preference",
-    "adjudicate",
-    "skip",
-    "flag",
-    "note",
-    "suggest",
-    "undo",
+    "open", "grade", "preference", "adjudicate", "skip", "flag", "note", "suggest", "undo",
     "unblind",
 ]
 

@@ -85,11 +85,7 @@ def index_rows(rows: Iterable[dict]) -> dict[tuple[str, str], dict]:
 
 
 def plan_queue(
-    rows: dict[tuple[str, str], dict],
-    systems: tuple[str, ...],
-    mode: str,
-    items: int,
-    seed: int,
+    rows: dict[tuple[str, str], dict], systems: tuple[str, ...], mode: str, items: int, seed: int,
     assessor: str = "",
 ) -> list[Slotting]:
     """Choose and order what is graded; the same arguments give the same queue. The seed alone

@@ -54,12 +54,8 @@ class AssessmentSession:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        rows: Iterable[dict],
-        settings: SessionSettings,
-        queue: list[Slotting] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, folder: Path, rows: Iterable[dict], settings: SessionSettings,
+        queue: list[Slotting] | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`queue` None: planned from the settings (an adjudication brings its own)."""
         self.warnings: list[str] = []
@@ -147,12 +143,8 @@ class AssessmentSession:
     # --- actions --------------------------------------------------------------------------------
 
     def grade(
-        self,
-        verdict: str,
-        sentences: Sequence[SentenceGrade] = (),
-        omissions: Sequence[Omission] = (),
-        note: str | None = None,
-        slot: int = 1,
+        self, verdict: str, sentences: Sequence[SentenceGrade] = (),
+        omissions: Sequence[Omission] = (), note: str | None = None, slot: int = 1,
     ) -> None:
         """Grade the current summary as a whole: "supported", "hallucinated" or "unsure".
 
@@ -163,12 +155,8 @@ class AssessmentSession:
         self._check_sentences(sentences, slot)
         action = "adjudicate" if self.header.role == "adjudicate" else "grade"
         self._act(
-            action,
-            verdict=verdict,
-            labels=tuple(sentences),
-            omissions=tuple(omissions),
-            note=note,
-            slot=slot,
+            action, verdict=verdict, labels=tuple(sentences), omissions=tuple(omissions),
+            note=note, slot=slot,
         )
 
     def grade_part(
@@ -262,11 +250,8 @@ class AssessmentSession:
                 "Every entry is graded or skipped.", "Use undo() or go_to() to change a grade."
             )
         self._append(
-            action,
-            order_index=entry.order_index,
-            item_id=entry.item_id,
-            is_repeat=entry.is_repeat,
-            elapsed_ms=round((self._clock() - self._shown_at) * 1000),
+            action, order_index=entry.order_index, item_id=entry.item_id,
+            is_repeat=entry.is_repeat, elapsed_ms=round((self._clock() - self._shown_at) * 1000),
             suggested=entry.order_index in self.state.suggested or None,
             **fields,
         )

@@ -21,13 +21,8 @@ def open_session(run: Run, recipe: Recipe, assessor: str = "", name: str = "") -
     """
     chosen = recipe.assessment
     settings = SessionSettings(
-        assessor=assessor or chosen.assessor,
-        mode=chosen.mode,
-        items=chosen.items,
-        repeat_share=chosen.repeat_share,
-        seed=recipe.seed,
-        name=name,
-        patience=PATIENCE,
+        assessor=assessor or chosen.assessor, mode=chosen.mode, items=chosen.items,
+        repeat_share=chosen.repeat_share, seed=recipe.seed, name=name, patience=PATIENCE,
     )
     rows = read_generations(run.require(GENERATIONS))
     return AssessmentSession(run.path("assessment"), rows, settings)

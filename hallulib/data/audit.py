@@ -137,7 +137,7 @@ CHECKS: dict[str, Callable[[str], bool]] = {
 
 
 def find_damage(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """ "column: finding" -> {rows, examples: ids} of what is wrong with prompts and completions.
+    """"column: finding" -> {rows, examples: ids} of what is wrong with prompts and completions.
 
     Encoding damage is text decoded wrongly once ("Ã©" for "é", by ftfy's rules). Nothing is
     repaired: whether "&lt;" belongs in a note, only its owner knows.

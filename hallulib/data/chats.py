@@ -60,7 +60,9 @@ def _read_turn(message: Any, place: str) -> Turn:
     if "content" not in message:
         content = message.get("value")
     if said not in ROLES:
-        raise DataError(f"{place}: the role is {said!r}", f"use one of {', '.join(sorted(ROLES))}")
+        raise DataError(
+            f"{place}: the role is {said!r}", f"use one of {', '.join(sorted(ROLES))}"
+        )
     if content is None and (message.get("tool_calls") or message.get("function_call")):
         return Turn(ROLES[said], "")
     if isinstance(content, list):

@@ -220,7 +220,9 @@ def check_text(value: Any, place: str) -> str:
     return value
 
 
-def check_unique_ids(rows: Iterable[dict[str, str]], path: str | Path) -> Iterator[dict[str, str]]:
+def check_unique_ids(
+    rows: Iterable[dict[str, str]], path: str | Path
+) -> Iterator[dict[str, str]]:
     """Pass rows on. Raises DataError at the first id that occurs twice: results join by id."""
     seen: set[str] = set()
     for row in rows:

@@ -26,12 +26,7 @@ _SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 
 
 def make_row(
-    row_id: str,
-    group_id: str,
-    source: str,
-    prompt: str,
-    reference: str,
-    context: str,
+    row_id: str, group_id: str, source: str, prompt: str, reference: str, context: str,
     rejected: str = "",
 ) -> dict[str, str]:
     """Return a row of the schema; split, style and facts stay empty until they are known."""

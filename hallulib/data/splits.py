@@ -82,7 +82,9 @@ def draw_rows(
     return [row for _, row in sorted(drawn, key=lambda pair: pair[0])]
 
 
-def split_rows(rows: Iterable[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
+def split_rows(
+    rows: Iterable[Row], sizes: Mapping[str, int], seed: int
+) -> dict[str, list[Row]]:
     """Assign rows to splits by group, then cut each split to at most its size, whole groups first.
 
     sizes: rows wanted per split. With fewer rows than asked for, the shares stay in proportion.

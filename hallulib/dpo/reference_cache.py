@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from hallulib.processes import count_processes, is_main_process, process_rank, w
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
-from hallulib.watch import explain_out_of_memory
+from hallulib.watch import TensorPeak, explain_out_of_memory
 
 # Largest difference of a token's log-prob (nats) between a stored row and the same row computed
 # again in a batch of another shape; measured: 1e-4 in float32, 0.02 in bfloat16.
@@ -158,7 +159,7 @@ class ReferenceCache:
         todo = sorted(missing.values(), key=lambda pair: (-pair.length, pair.address))
         self._write_manifest(complete=not todo)
         bar = tqdm(total=len(todo), desc="reference pass", unit="pair", disable=not todo)
-        size, free = recipe.reference.shard_size, self._next_number()
+        size, free, peak = recipe.reference.shard_size, self._next_number(), TensorPeak()
         wait_for_all()  # everybody has seen the same shards
         for number, start in enumerate(range(0, len(todo), size)):
             shard = todo[start : start + size]
@@ -168,7 +169,7 @@ class ReferenceCache:
             for first in range(0, len(shard), recipe.reference.batch_size):
                 batch = shard[first : first + recipe.reference.batch_size]
                 with explain_out_of_memory("reference", batch[0].length):
-                    found = compute_logps(policy, batch, pad_id, shared)
+                    found = compute_logps(policy, batch, pad_id, shared, peak)
                 self.rows |= {p.address: row for p, row in zip(batch, found, strict=True)}
                 bar.update(len(batch))
             self._write_shard(shard, free + number)
@@ -266,14 +267,19 @@ def _largest_difference(now: np.ndarray, stored: np.ndarray) -> float:
 
 @torch.no_grad()
 def compute_logps(
-    policy: PeftModel, pairs: Sequence[TokenPair], pad_id: int, shared: bool = False
+    policy: PeftModel,
+    pairs: Sequence[TokenPair],
+    pad_id: int,
+    shared: bool = False,
+    peak: TensorPeak | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return per-token log-probs (chosen, rejected) of each pair, with dropout off.
 
-    `shared`: run each prompt once for both completions (:func:`choose_layout`).
+    `shared`: run each prompt once for both completions (:func:`choose_layout`). `peak` watches.
     """
     policy.eval()
     device = next(policy.parameters()).device
     batch = {name: t.to(device) for name, t in collate_pairs(pairs, pad_id, shared).items()}
-    rows = [logps.cpu().numpy() for logps in completion_logps(policy, batch)]
+    with peak.watch(batch, policy) if peak else nullcontext():
+        rows = [logps.cpu().numpy() for logps in completion_logps(policy, batch)]
     return list(zip(rows[: len(pairs)], rows[len(pairs) :], strict=True))

@@ -93,11 +93,8 @@ def _squared_distances(values: list, totals: np.ndarray, level: Level) -> np.nda
 
 
 def bootstrap_agreement(
-    measure: Callable[..., float | None],
-    *raters: Grades,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    measure: Callable[..., float | None], *raters: Grades, level: float = 0.95,
+    resamples: int = 1000, seed: int = 0,
 ) -> Interval | None:
     """Percentile interval of `measure(*raters)`, resampling items; None where it is undefined in
     more than one of twenty resamples (too little variation to say how sure it is)."""

@@ -72,11 +72,8 @@ def rogan_gladen(
 
 
 def ppi_mean(
-    graded: Sequence[float],
-    verdicts: Sequence[float],
-    other_verdicts: Sequence[float],
-    level: float = 0.95,
-    weight: float | None = None,
+    graded: Sequence[float], verdicts: Sequence[float], other_verdicts: Sequence[float],
+    level: float = 0.95, weight: float | None = None,
 ) -> Estimate:
     """Mean of people's grades, sharpened by a detector's (PPI++, Angelopoulos et al. 2023).
 
@@ -105,9 +102,7 @@ def ppi_mean(
 
 
 def estimate_true_rate(
-    graded: Sequence[bool],
-    verdicts: Sequence[bool],
-    other_verdicts: Sequence[bool],
+    graded: Sequence[bool], verdicts: Sequence[bool], other_verdicts: Sequence[bool],
     level: float = 0.95,
 ) -> Estimate:
     """The rate by PPI++ where the grades suffice for it, else people's own with Wilson.

@@ -103,7 +103,7 @@ class ItemChange:
         columns = "".join(map(_render_side, self.sides))
         return (
             f'<div style="{BOX}"><b>{escape(self.item_id)}</b>, the note:<br>'
-            f"{escape(self.context).replace(chr(10), '<br>')}</div>"
+            f'{escape(self.context).replace(chr(10), "<br>")}</div>'
             f'<table style="width:100%"><tr>{columns}</tr></table>'
         )
 
@@ -204,4 +204,6 @@ def change_on_item(run: Run, item_id: str, before: str = "sft", after: str = "dp
             "choose an id of evaluation.jsonl; find_changed_items lists them by what changed",
         )
     first = sides[before]
-    return ItemChange(item_id, first["context"], first["reference"], sides[before], sides[after])
+    return ItemChange(
+        item_id, first["context"], first["reference"], sides[before], sides[after]
+    )

@@ -17,7 +17,9 @@ import numpy as np
 from hallulib.detectors.base import Judgement
 from hallulib.evaluation.statistics import (
     Interval,
+    adjust_holm,
     cluster_bootstrap_ratio,
+    cochran_q,
     compare_paired,
     estimate_proportion,
     wilson_interval,
@@ -109,7 +111,9 @@ def measure_rates(records: Sequence[Record], seed: int = 0) -> dict[str, dict | 
         "suspect_rate@summary": _rate(int(suspect), n, "summary"),
         "answer_rate": _rate(len(answered), n, "summary"),
         "statement_rate": _ratio(records, "n_errors", "n_statements", "statement", seed),
-        "unparsed_statement_rate": _ratio(records, "n_unparsed", "n_statements", "statement", seed),
+        "unparsed_statement_rate": _ratio(
+            records, "n_unparsed", "n_statements", "statement", seed
+        ),
         "omission_rate": _ratio(records, "n_omitted", "n_stated", _name_stated(records), seed),
     }
 
@@ -183,6 +187,25 @@ def compare_systems(first: Sequence[Record], second: Sequence[Record]) -> dict[s
     }
 
 
+def compare_all(groups: dict[str, list[Record]]) -> dict[str, Any] | None:
+    """Cochran's Q over the items that every system answered: {systems, n, n_excluded, q, p}; None
+    for fewer than three systems, where it would only repeat McNemar's test, or without items."""
+    rows = [{r["id"]: r for r in members} for members in groups.values()]
+    ids = [i for i in rows[0] if all(i in row and row[i]["answered"] for row in rows)]
+    if len(rows) < 3 or not ids:
+        return None
+    q, p = cochran_q([[row[i]["hallucinated"] for i in ids] for row in rows])
+    excluded = len(rows[0]) - len(ids)
+    return {"systems": list(groups), "n": len(ids), "n_excluded": excluded, "q": q, "p": p}
+
+
+def add_holm(comparisons: Sequence[dict[str, Any]]) -> None:
+    """Put p_holm beside each comparison's p_exact: as it counts among all that were made."""
+    made = [c["paired"] for c in comparisons if c["paired"]]
+    for paired, p in zip(made, adjust_holm([c["p_exact"] for c in made]), strict=True):
+        paired["p_holm"] = p
+
+
 def check_guardrails(a: str, b: str, systems: dict[str, dict]) -> list[dict[str, Any]]:
     """Did system b buy a lower rate? One entry per guardrail: {name, a, b, before, after, change,
     limit, ok}. `change` is positive when b is worse; relative for mean_words, else absolute."""
@@ -239,19 +262,22 @@ def choose_comparisons(systems: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def build_summary(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
-    """The figures of summary.json: {primary, n, detector, systems, comparisons, guardrails,
-    by_style}. Raises ValueError without records."""
+    """The figures of summary.json: {primary, n, detector, systems, comparisons, all_systems,
+    guardrails, by_style}. Raises ValueError without records."""
     if not records:
         raise ValueError("there is nothing to summarise: no records")
     groups = group_by_system(records)
     systems = {name: summarise_system(members, seed) for name, members in groups.items()}
     pairs = choose_comparisons(list(groups))
+    comparisons = [compare_systems(groups[a], groups[b]) for a, b in pairs]
+    add_holm(comparisons)
     return {
         "primary": PRIMARY,
         "n": len({r["id"] for r in records}),
         "detector": records[0]["detector"],
         "systems": systems,
-        "comparisons": [compare_systems(groups[a], groups[b]) for a, b in pairs],
+        "comparisons": comparisons,
+        "all_systems": compare_all(groups),
         "guardrails": [g for a, b in pairs if a != "base" for g in check_guardrails(a, b, systems)],
         "by_style": summarise_styles(records, seed),
     }

@@ -28,7 +28,9 @@ def find_systems(recipe: Recipe, run: Run) -> dict[str, Path]:
     return paths
 
 
-def generate_all(recipe: Recipe, run: Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+def generate_all(
+    recipe: Recipe, run: Run, rows: list[dict[str, str]]
+) -> list[dict[str, Any]]:
     """Rows of generations.jsonl for all systems, reusing what an interrupted call has written.
 
     The work files lie in the checkpoint folder, whose name holds the stage key: rows made with

@@ -21,6 +21,7 @@ from hallulib.evaluation.report import (
     headline_rows,
     percent,
     result_sentences,
+    say_all,
 )
 from hallulib.paths import write_text_atomic
 
@@ -57,7 +58,8 @@ def build_blocks(
     blocks: list[Block] = [("status", describe_status(summary))]
     blocks += [("list", result_sentences(keep_comparison(summary, a, b)))]
     blocks += [("heading", "Rates, beside what they may cost")]
-    blocks += [("table", headline_rows(summary)), ("list", [describe_measure(summary)])]
+    blocks += [("table", headline_rows(summary))]
+    blocks += [("list", [describe_measure(summary), *say_all(summary["all_systems"])])]
     blocks += [("heading", "The same items, before and after")]
     blocks += [("table", comparison_rows(summary)), ("heading", "Guardrails")]
     blocks.append(("table", guardrail_rows(summary)))
@@ -93,6 +95,7 @@ def keep_comparison(summary: dict[str, Any], a: str, b: str) -> dict[str, Any]:
         return summary
     return summary | {
         "systems": {name: summary["systems"][name] for name in (a, b)},
+        "all_systems": None,
         "comparisons": [c for c in summary["comparisons"] if (c["a"], c["b"]) == (a, b)],
     }
 
@@ -113,6 +116,7 @@ def comparison_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
             "change in points (95 %)": f"{describe_change(paired['difference'])} "
                                        f"({low} to {high}, Bonett-Price)",
             "exact McNemar": format_p(paired["p_exact"]), "mid-p": format_p(paired["p_mid"]),
+            "Holm": format_p(paired["p_holm"]),
         })  # fmt: skip
     return rows
 

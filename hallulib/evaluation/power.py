@@ -67,12 +67,8 @@ def _check_effect(before: float, after: float) -> None:
 
 
 def paired_power(
-    n: int,
-    before: float,
-    after: float,
-    new_error_rate: float = 0.05,
-    test: Literal["exact", "mid_p"] = "exact",
-    alpha: float = 0.05,
+    n: int, before: float, after: float, new_error_rate: float = 0.05,
+    test: Literal["exact", "mid_p"] = "exact", alpha: float = 0.05,
 ) -> float:
     """Chance that McNemar gives p < alpha on n items, summed over every possible table.
 

@@ -76,6 +76,7 @@ def format_p(p: float) -> str:
 def result_sentences(summary: dict[str, Any]) -> list[str]:
     """What was measured, in sentences: rates, paired comparisons, guardrails, and small n."""
     sentences = [_say_rate(name, figures) for name, figures in summary["systems"].items()]
+    sentences += say_all(summary["all_systems"])
     sentences += [_say_comparison(comparison) for comparison in summary["comparisons"]]
     for comparison in summary["comparisons"]:
         sentences += say_guardrails(summary, comparison["a"], comparison["b"])
@@ -107,19 +108,31 @@ def _say_rate(name: str, figures: dict[str, Any]) -> str:
     )
 
 
+def say_all(found: dict[str, Any] | None) -> list[str]:
+    """The sentence on the test of all systems at once; none where it was not made."""
+    if found is None:
+        return []
+    verdict = "at least one differs" if found["p"] < 0.05 else "this n cannot tell them apart"
+    return [
+        f"All {len(found['systems'])} systems at once, on the {found['n']} items that each of them "
+        f"answered: Cochran's Q {found['q']:.1f}, {format_p(found['p'])}: {verdict}."
+    ]
+
+
 def _say_comparison(comparison: dict[str, Any]) -> str:
     a, b, paired = comparison["a"], comparison["b"], comparison["paired"]
     if paired is None:
         return f"{a} -> {b}: no item was answered by both, so nothing can be compared."
     excluded = comparison["n_excluded"]
     left_out = f"; {excluded} left out, unanswered by one of them" if excluded else ""
-    verdict = "a difference" if paired["p_exact"] < 0.05 else "no difference that this n can show"
+    verdict = "a difference" if paired["p_holm"] < 0.05 else "no difference that this n can show"
     return (
         f"{a} -> {b}: on the same {paired['n']} items, b = {paired['b']} hallucinated only under "
         f"{a}, c = {paired['c']} only under {b}; the rate changes by "
         f"{describe_change(paired['difference'])} points ({100 * paired['level']:.0f} % interval "
         f"{describe_change(paired['high'])} to {describe_change(paired['low'])}), exact McNemar "
-        f"{format_p(paired['p_exact'])}: {verdict}{left_out}."
+        f"{format_p(paired['p_exact'])}, among all comparisons (Holm) "
+        f"{format_p(paired['p_holm'])}: {verdict}{left_out}."
     )
 
 
@@ -163,7 +176,9 @@ def say_small_n(n: int, before: float = 0.6, after: float = 0.3) -> str:
     )
 
 
-def find_changed_items(records: Sequence[dict[str, Any]], a: str, b: str) -> dict[str, list[str]]:
+def find_changed_items(
+    records: Sequence[dict[str, Any]], a: str, b: str
+) -> dict[str, list[str]]:
     """Ids by what happened from system a to b: {fixed, broken, both_bad, both_good}, and
     "unanswered" where one of them gave nothing that could be read."""
     state = {(r["system"], r["id"]): r["hallucinated"] for r in records}

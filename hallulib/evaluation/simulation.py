@@ -28,12 +28,7 @@ class Arm:
 
 
 def simulate_reports(
-    before: Arm,
-    after: Arm,
-    *,
-    scored: int = 400,
-    graded: int = 60,
-    studies: int = 500,
+    before: Arm, after: Arm, *, scored: int = 400, graded: int = 60, studies: int = 500,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Repeat one study many times: the fall of the rate as four methods report it.
@@ -68,7 +63,9 @@ def _draw(rng: np.random.Generator, arm: Arm, count: int) -> tuple[np.ndarray, n
     return wrong.astype(float), caught.astype(float)
 
 
-def _correct_both(truth: np.ndarray, verdicts: tuple[np.ndarray, ...], graded: int) -> float:
+def _correct_both(
+    truth: np.ndarray, verdicts: tuple[np.ndarray, ...], graded: int
+) -> float:
     """Rogan-Gladen on both arms with error rates measured on the *first* one only; NaN where the
     sample is too unlucky for a correction."""
     wrong, called = truth[:graded] == 1, verdicts[0][:graded] == 1

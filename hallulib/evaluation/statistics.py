@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.stats import binom, binomtest, fisher_exact, norm
+from scipy.stats import binom, binomtest, chi2, fisher_exact, norm
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,37 @@ def bonett_price_interval(b: int, c: int, n: int, level: float = 0.95) -> Interv
     difference = b_share - c_share
     half = norm.ppf((1 + level) / 2) * sqrt((b_share + c_share - difference**2) / (n + 2))
     return Interval(
-        max(-1.0, float(difference - half)),
-        min(1.0, float(difference + half)),
-        level,
+        max(-1.0, float(difference - half)), min(1.0, float(difference + half)), level,
         "Bonett-Price",
     )
+
+
+def cochran_q(outcomes: Sequence[Sequence[bool]]) -> tuple[float, float]:
+    """Return Q and its p: do systems, one row of `outcomes` each over the same items, differ at
+    all? (Cochran 1950; chi-square with one degree of freedom less than systems.)
+
+    Asked first where there are more than two. Raises ValueError for fewer than two systems, or
+    rows of different lengths.
+    """
+    table = np.array([list(row) for row in outcomes], dtype=float)
+    if table.ndim != 2 or len(table) < 2 or not table.size:
+        raise ValueError("need at least two systems on the same items")
+    systems, by_system, by_item = len(table), table.sum(1), table.sum(0)
+    spread = (by_item * (systems - by_item)).sum()
+    if not spread:
+        return 0.0, 1.0  # every item is the same under all systems
+    q = systems * (systems - 1) * ((by_system - by_system.mean()) ** 2).sum() / spread
+    return float(q), float(chi2.sf(q, systems - 1))
+
+
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p values as they count when all of them were looked at (Holm 1979)."""
+    order = np.argsort(p_values)
+    weights = np.arange(len(p_values), 0, -1)
+    raised = np.minimum(1.0, np.maximum.accumulate(weights * np.asarray(p_values)[order]))
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = raised
+    return adjusted.tolist()
 
 
 def compare_paired(before: Sequence[bool], after: Sequence[bool], level=0.95) -> PairedResult:
@@ -147,17 +173,9 @@ def compare_paired(before: Sequence[bool], after: Sequence[bool], level=0.95) ->
     n, b, c = len(pairs), pairs.count((True, False)), pairs.count((False, True))
     interval = bonett_price_interval(b, c, n, level)
     return PairedResult(
-        n=n,
-        both_bad=pairs.count((True, True)),
-        b=b,
-        c=c,
-        both_good=pairs.count((False, False)),
-        difference=(b - c) / n,
-        low=interval.low,
-        high=interval.high,
-        level=level,
-        p_exact=mcnemar_exact(b, c),
-        p_mid=mcnemar_mid_p(b, c),
+        n=n, both_bad=pairs.count((True, True)), b=b, c=c, both_good=pairs.count((False, False)),
+        difference=(b - c) / n, low=interval.low, high=interval.high, level=level,
+        p_exact=mcnemar_exact(b, c), p_mid=mcnemar_mid_p(b, c),
     )
 
 
@@ -190,12 +208,8 @@ def compare_unpaired(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) ->
 
 
 def cluster_bootstrap_ratio(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    numerators: Sequence[float], denominators: Sequence[float], *, level: float = 0.95,
+    resamples: int = 2000, seed: int = 0,
 ) -> Interval:
     """Percentile interval of sum(numerators) / sum(denominators), resampling whole items.
 

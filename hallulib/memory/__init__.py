@@ -14,7 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "compare_with_measured",
             "load_budget_result",
             "predict_budget",
-            "record_comparison",
         ],
         "counts": ["ParameterCounts", "count_parameters", "load_model_config"],
         "peak": ["MemoryBudget", "predict_peak"],

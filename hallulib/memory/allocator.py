@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from hallulib.memory.tracker import Trace
+from hallulib.tracker import Trace
 
 MIB = 2**20
 ROUNDING = 512

@@ -149,52 +149,26 @@ def check_on_this_machine(
 
 
 def compare_with_measured(run: Run) -> list[dict[str, Any]]:
-    """Predicted beside measured, one row per finished stage that was predicted.
+    """Return predicted beside measured, one row per finished stage that was predicted before.
 
-    Keys: stage, strategy, predicted (bytes, without the CUDA context), measured (bytes the stage
-    itself added; None where the manifest does not tell what the process held before), peak (as
-    recorded), error (measured / predicted - 1, or None), device. On a CPU the measured figure is
-    resident memory, which also holds what the libraries keep: not a test of small models.
+    Keys: stage, strategy, predicted and measured (bytes of tensors), error (predicted / measured
+    - 1), resident (what the process grew to, with all that the libraries keep), device.
     """
-    predicted = {budget.strategy: budget for budget in load_budget_result(run).own}
     rows = []
     for name, strategy in MEASURED_STAGES.items():
-        record = run.manifest["stages"].get(name)
-        if record is None:
+        record = run.manifest["stages"].get(name, {})
+        memory = record.get("memory")
+        if not memory:
             continue
-        expected = predicted[strategy].total - predicted[strategy].terms["cuda_context"]
-        measured = _own_share(record)
         rows.append(
             {
                 "stage": name,
                 "strategy": strategy,
-                "predicted": expected,
-                "measured": measured,
-                "peak": record["peak_memory_bytes"],
-                "error": None if measured is None else measured / expected - 1,
+                "predicted": memory["predicted_bytes"],
+                "measured": memory["measured_bytes"],
+                "error": memory["error"],
+                "resident": record["peak_memory_bytes"],
                 "device": record["device"],
             }
         )
     return rows
-
-
-def record_comparison(run: Run) -> list[dict[str, Any]]:
-    """Write what `compare_with_measured` finds into the manifest, beside each stage's record."""
-    rows = compare_with_measured(run)
-
-    def change(manifest: dict[str, Any]) -> None:
-        for row in rows:
-            kept = {name: row[name] for name in ("strategy", "predicted", "measured", "error")}
-            manifest["stages"][row["stage"]]["memory"] = kept
-
-    if rows:
-        run.update(change)
-    return rows
-
-
-def _own_share(record: dict[str, Any]) -> int | None:
-    """What a stage added: on a GPU its allocations, else its peak less what was resident before."""
-    if record["device"].startswith("cuda"):
-        return record["peak_memory_bytes"]
-    before = record.get("rss_before_bytes")
-    return None if before is None else record["peak_memory_bytes"] - before

@@ -22,9 +22,9 @@ from transformers.quantizers import AutoHfQuantizer
 
 from hallulib.adapters import attach_adapter
 from hallulib.errors import ModelError
-from hallulib.memory.tracker import StorageTracker
 from hallulib.models import _build_quantization
 from hallulib.recipe import Recipe
+from hallulib.tracker import StorageTracker
 
 PACKED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from hallulib.memory.tracker import Trace
+from hallulib.tracker import Trace
 
 SHALLOW = (2, 3, 4)
 WINDOW = 4  # events that must agree after an insertion before it is believed

@@ -20,9 +20,9 @@ from hallulib.memory.prediction_cache import PredictionCache
 from hallulib.memory.steps import HEADS, PAGED, StepShape
 from hallulib.memory.strategies import Strategy, find_strategy
 from hallulib.memory.tracing import Levers, trace_strategy
-from hallulib.memory.tracker import Trace
 from hallulib.paths import display_path
 from hallulib.recipe import Recipe
+from hallulib.tracker import Trace
 
 GIB = 2**30
 # CUDA context, driver and a desktop on the same card. The context alone was 0.14 GiB on a T4; with

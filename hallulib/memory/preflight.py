@@ -11,9 +11,9 @@ from hallulib.errors import ModelError
 from hallulib.memory.budget import MEASURED_STAGES, pick_budget_device, read_longest
 from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, predict_peak
+from hallulib.meter import EXPECTED, Expectation
 from hallulib.recipe import Recipe
 from hallulib.run import Run
-from hallulib.watch import EXPECTED, Expectation
 
 
 def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> MemoryBudget | None:
@@ -34,7 +34,8 @@ def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> Mem
     )  # fmt: skip
     free = read_free_bytes(device)
     wanted, advice = budget.needed, _advise(budget, stage)
-    EXPECTED[stage] = Expectation(wanted, advice)  # should it run out of memory all the same
+    # For the manifest, and should it run out of memory all the same.
+    EXPECTED[stage] = Expectation(wanted, advice, budget.allocated, budget.reserved)
     if wanted <= free or force:
         return budget
     raise ModelError(

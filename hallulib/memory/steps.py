@@ -18,10 +18,10 @@ from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.dpo.prefix_sharing import enable_prefix_sharing
 from hallulib.dpo.step import Arm, measure_step
-from hallulib.memory.tracker import StorageTracker
 from hallulib.recipe import Recipe
 from hallulib.scoring import pad_rows, score_completions, unwrap_model
 from hallulib.sft import measure_tokens
+from hallulib.tracker import StorageTracker
 
 HEADS = ("chunked", "completion", "full")
 PAGED = "paged_states"  # label of what lies in the host's memory

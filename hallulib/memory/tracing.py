@@ -26,9 +26,9 @@ from hallulib.memory.fake_model import (
 )
 from hallulib.memory.steps import StepShape
 from hallulib.memory.strategies import Strategy
-from hallulib.memory.tracker import StorageTracker, Trace, follow_model
 from hallulib.models import load_base_model
 from hallulib.recipe import Recipe
+from hallulib.tracker import StorageTracker, Trace, follow_model
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,10 @@ PATTERNS: dict[str, re.Pattern[str]] = {
 }
 
 # words after which one more entity fits, as in "history of gout", "Takes aspirin", "denies fever"
-BEFORE_A_LIST = frozenset(
-    """
+BEFORE_A_LIST = frozenset("""
     of with and or for has had have takes taking took on by from including denies denied reports
     reported no without to
-""".split()
-)
+""".split())
 # what an invented finding may be, by the kind of entity it is about
 INVENTIONS: list[tuple[str, str]] = [
     ("symptom", "Also reports {}."), ("symptom", "Complains of {}."), ("drug", "Takes {}."),
@@ -89,22 +87,18 @@ SEXES: dict[str, str] = {
 }  # fmt: skip
 
 # a side is meant only where a part of the body follows ("left the hospital" names none)
-BODY_PARTS = frozenset(
-    """
+BODY_PARTS = frozenset("""
     abdomen abdominal adrenal ankle ankles arm arms axilla breast buttock calf carotid cheek chest
     clavicle ear ears elbow extremity eye eyes facial femoral femur flank foot forearm frontal groin
     hand heel hemisphere hip hydronephrosis iliac inguinal jaw kidney knee leg limb lobe lung neck
     nipple occipital ovary parietal pelvic pleural popliteal renal rib rotator sciatic shoulder side
     sided temporal testicle thigh thumb thyroid toe tonsil ureter ureteric ventricle ventricular
     wrist
-""".split()
-)
-SIDE_ADJECTIVES = frozenset(
-    """
+""".split())
+SIDE_ADJECTIVES = frozenset("""
     upper lower middle mid inner outer lateral medial anterior posterior distal proximal small large
     great big little index
-""".split()
-)
+""".split())
 
 # one flip of polarity each, in both directions; the second member replaces the first
 NEGATIONS: list[tuple[str, str]] = [

@@ -98,7 +98,9 @@ def test_without_the_token_nothing_of_the_assessment_is_shown(browser, served):
 )  # fmt: skip
 def test_no_path_leads_to_a_file_or_to_an_api(served, path):
     _, base, token = served
-    request = urllib.request.Request(f"{base}{path}", headers={"Authorization": f"token {token}"})
+    request = urllib.request.Request(
+        f"{base}{path}", headers={"Authorization": f"token {token}"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             body = answer.read().decode("utf-8", "replace")

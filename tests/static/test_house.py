@@ -23,7 +23,7 @@ FLOORS = {
     "errors": 0, "paths": 0, "__init__": 0, "clinic": 0,
     "processes": 0, "jsonl": 1,
     "recipe_sections": 1, "recipe": 1,
-    "provenance": 2, "run": 2, "meter": 2,
+    "provenance": 2, "run": 2, "meter": 2, "tracker": 2,
     "stage": 3, "models": 3, "adapters": 3, "scoring": 3, "detectors": 3, "generation": 3,
     "plots": 3, "training": 3, "watch": 3, "metrics_log": 3, "tokens": 3, "perturb": 3,
     "data": 4, "sft": 4, "dpo": 4, "evaluation": 4, "assessment": 4,

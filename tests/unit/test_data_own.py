@@ -39,7 +39,7 @@ def load_one(tmp_path, record, columns=None) -> dict:
 
 
 def test_own_rows_come_from_context_or_prompt_columns(tmp_path):
-    text = 'context,reference\n"A note, with\nlines", Short. \nOther,Text\n'
+    text = "context,reference\n\"A note, with\nlines\", Short. \nOther,Text\n"
     rows, _ = load(write_file(tmp_path / "a.csv", "\ufeff" + text))
     assert rows[0]["prompt"] == "Summarise the note.\n\nA note, with\nlines"
     assert rows[0]["reference"] == "Short."

@@ -33,7 +33,9 @@ train_dpo(recipe, Run.open({root!r}, recipe))
 
 def kill_after_step(step: int, recipe, run) -> None:
     """Start DPO in a process of its own and kill it once it has logged `step`."""
-    code = CODE.format(settings=SETTINGS, base=recipe.model.name_or_path, root=str(run.root))
+    code = CODE.format(
+        settings=SETTINGS, base=recipe.model.name_or_path, root=str(run.root)
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
     log = run.checkpoint_dir("dpo", recipe) / "metrics.jsonl"
     deadline = time.monotonic() + 120

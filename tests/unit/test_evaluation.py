@@ -152,6 +152,22 @@ def test_the_comparisons_are_declared_and_each_arm_meets_sft_and_dpo():
     ]  # fmt: skip
 
 
+def test_several_systems_are_tested_at_once_and_each_comparison_counts_among_all():
+    records = make_records("base", ["clean"] * 12)
+    records += make_records("sft", ["invents"] * 6 + ["clean"] * 6)
+    records += make_records("dpo", ["clean"] * 11 + ["empty"])
+    summary = build_summary(records)
+    found = summary["all_systems"]
+    assert (found["n"], found["n_excluded"]) == (11, 1) and found["p"] < 0.01
+    first, second = (c["paired"] for c in summary["comparisons"])
+    assert first["p_exact"] == second["p_exact"] == 2 / 2**6  # 6 to 0
+    assert first["p_holm"] == second["p_holm"] == 2 * first["p_exact"] > 0.05
+    said = " ".join(result_sentences(summary))
+    assert "All 3 systems at once, on the 11 items" in said
+    assert said.count("no difference that this n can show") == 2
+    assert build_summary(records[:24])["all_systems"] is None
+
+
 def test_style_groups_are_reported_apart():
     groups = ["seen"] * 6 + ["held_out"] * 6
     records = make_records("sft", ["clean"] * 6 + ["invents"] * 6, groups)

@@ -43,7 +43,9 @@ def ask_trl(loss_type, logps, mask, reference):
 
     def model(**_):
         flat = torch.zeros_like(logps)
-        return SimpleNamespace(log_probs=logps, entropy=flat, mean_logits=flat, is_top1=flat.bool())
+        return SimpleNamespace(
+            log_probs=logps, entropy=flat, mean_logits=flat, is_top1=flat.bool()
+        )
 
     alone = SimpleNamespace(
         device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x

@@ -11,7 +11,7 @@ from hallulib.memory.allocator import (
     list_requests,
     replay,
 )
-from hallulib.memory.tracker import Trace
+from hallulib.tracker import Trace
 
 pytestmark = pytest.mark.unit
 

@@ -13,7 +13,6 @@ from hallulib.memory import (
     STRATEGIES,
     MemoryBudget,
     case,
-    compare_with_measured,
     count_parameters,
     explorer,
     load_budget_result,
@@ -21,7 +20,6 @@ from hallulib.memory import (
     peak,
     predict_budget,
     predict_peak,
-    record_comparison,
 )
 from hallulib.memory.peak import GIB, TERMS
 from hallulib.memory.prediction_cache import PredictionCache, read_shipped
@@ -280,26 +278,3 @@ def test_the_budget_of_a_run_without_data_is_refused(tmp_path):
     recipe = load_recipe("tiny-cpu")
     with pytest.raises(MissingArtifact, match="01_data_prep"):
         predict_budget(recipe, Run.open(tmp_path, recipe))
-
-
-def test_measured_peaks_stand_beside_the_predicted_ones(tmp_path):
-    recipe, run = make_run(tmp_path, AUDIT)
-    expected = {b.strategy: b.total for b in predict_budget(recipe, run).own}
-    assert compare_with_measured(run) == []
-
-    def add(manifest):
-        peak, before = expected["sft"] * 2 + 1000, 1000
-        stage = {"device": "cpu", "peak_memory_bytes": peak}
-        manifest["stages"]["sft"] = stage | {"rss_before_bytes": before}
-        manifest["stages"]["dpo"] = stage
-
-    run.update(add)
-    sft, dpo = record_comparison(run)
-    assert run.manifest["stages"]["sft"]["memory"]["error"] == 1.0
-    assert run.manifest["stages"]["dpo"]["memory"]["measured"] is None
-    assert (sft["predicted"], sft["measured"], sft["error"]) == (
-        expected["sft"],
-        expected["sft"] * 2,
-        1.0,
-    )
-    assert dpo["measured"] is None and dpo["strategy"] == "cached_reference_pass2"

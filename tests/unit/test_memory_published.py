@@ -19,8 +19,8 @@ from hallulib.memory.fake_model import (
 )
 from hallulib.memory.steps import make_optimizer, train_once
 from hallulib.memory.tracing import no_collection
-from hallulib.memory.tracker import StorageTracker, follow_model
 from hallulib.recipe import load_recipe
+from hallulib.tracker import StorageTracker, follow_model
 
 pytestmark = pytest.mark.unit
 

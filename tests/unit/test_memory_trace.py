@@ -17,10 +17,10 @@ from hallulib.memory.prediction_cache import PredictionCache
 from hallulib.memory.steps import StepShape
 from hallulib.memory.strategies import STRATEGIES
 from hallulib.memory.tracing import trace_real, trace_strategy
-from hallulib.memory.tracker import StorageTracker, follow_model
 from hallulib.models import load_base_model
 from hallulib.recipe import load_recipe
 from hallulib.sft import SftTrainer
+from hallulib.tracker import StorageTracker, follow_model
 from hallulib.training import build_arguments
 
 pytestmark = pytest.mark.unit

@@ -47,7 +47,9 @@ def test_a_long_note_is_read_in_parts_and_the_evidence_is_the_sentence_that_says
     assert verdicts == {"aspirin": "supported", "fever": "supported", "asthma": "contradicted",
                         "stroke": "not_in_note"}  # fmt: skip
     evidence = {s.text: s.evidence for s in judged.statements}
-    assert evidence == {"aspirin": "aspirin", "fever": "fever", "asthma": "no asthma", "stroke": ""}
+    assert evidence == {
+        "aspirin": "aspirin", "fever": "fever", "asthma": "no asthma", "stroke": ""
+    }
     for statement in judged.statements:
         for start, end in statement.evidence_spans:
             assert LONG_NOTE.lower()[start:end] == statement.evidence

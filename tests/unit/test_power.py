@@ -20,7 +20,9 @@ def test_the_effect_size_has_the_golden_values_and_is_that_of_statsmodels():
     assert pw.cohen_h(0.2, 0.7) == pytest.approx(proportion_effectsize(0.2, 0.7))
 
 
-@pytest.mark.parametrize(("half_width", "n"), [(0.20, 20), (0.15, 38), (0.10, 89), (0.05, 366)])
+@pytest.mark.parametrize(
+    ("half_width", "n"), [(0.20, 20), (0.15, 38), (0.10, 89), (0.05, 366)]
+)
 def test_the_items_for_one_rate_are_the_published_ones(half_width, n):
     assert pw.items_for_interval(0.6, half_width) == n
 

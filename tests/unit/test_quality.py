@@ -150,8 +150,8 @@ def test_the_rules_take_most_paraphrases_of_real_dialogues_for_inventions():
     cases, dropped = read_mts_cases(
         folder / "automatic_summaries.csv", folder / "manual_scores.csv"
     )
-    assert (
-        len(cases) == 400 and sum(c.hallucinated for c in cases) == 33 and not any(dropped.values())
+    assert len(cases) == 400 and sum(c.hallucinated for c in cases) == 33 and not any(
+        dropped.values()
     )
     quality = measure_detector(get_detector("entities"), cases, "summary")
     assert quality["sensitivity"]["low"] > 0.8

@@ -243,7 +243,7 @@ def test_a_record_tells_what_made_the_stage(run, recipe):
     record = run.manifest["stages"]["sft"]
     assert set(record) == {
         "key", "inputs", "outputs", "recipe_hash", "versions", "seed", "device", "wall_seconds",
-        "peak_memory_bytes", "rss_before_bytes", "git_commit", "finished_at", "notes",
+        "peak_memory_bytes", "rss_before_bytes", "memory", "git_commit", "finished_at", "notes",
     }  # fmt: skip
     data = run.manifest["stages"]["data"]["outputs"]
     assert record["inputs"]["data/train.parquet"] == data["data/train.parquet"]

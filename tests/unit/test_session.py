@@ -49,11 +49,7 @@ def snapshot(session):
 def sentence_grade(session, verdict="hallucinated", **fields):
     s = session.current.sentences()[0]
     return SentenceGrade(
-        statement_id=s.statement_id,
-        start=s.start,
-        end=s.end,
-        text=s.text,
-        verdict=verdict,
+        statement_id=s.statement_id, start=s.start, end=s.end, text=s.text, verdict=verdict,
         **fields,
     )
 
@@ -147,11 +143,8 @@ def test_undo_gives_back_the_state_before_each_action_in_turn(tmp_path):
     session = open_at(tmp_path)
     states = []
     for act in (
-        lambda: session.grade("supported"),
-        lambda: session.flag(),
-        session.skip,
-        lambda: session.note("hm"),
-        lambda: session.grade("unsure"),
+        lambda: session.grade("supported"), lambda: session.flag(), session.skip,
+        lambda: session.note("hm"), lambda: session.grade("unsure"),
     ):
         states.append(snapshot(session))
         act()
@@ -259,9 +252,7 @@ def test_a_session_open_in_a_living_process_is_refused_and_free_after_its_death(
     """
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )
     assert child.stdout.readline() == "open\n"
     with pytest.raises(SessionError, match=f"open in process {child.pid}"):
@@ -423,10 +414,7 @@ def test_sentences_keep_their_offsets_and_decimals_whole():
     text = "Takes 0.5 mg t.i.d. since May.  Dr. Lee agrees!\n\nNo fever. (Seen today.)"
     sentences = split_sentences(text)
     assert [s.text for s in sentences] == [
-        "Takes 0.5 mg t.i.d. since May.",
-        "Dr. Lee agrees!",
-        "No fever.",
-        "(Seen today.)",
+        "Takes 0.5 mg t.i.d. since May.", "Dr. Lee agrees!", "No fever.", "(Seen today.)",
     ]
     assert all(text[s.start : s.end] == s.text for s in sentences)
     assert split_sentences("") == [] and split_sentences(" \n ") == []

@@ -129,6 +129,31 @@ def test_clustered_statements_give_a_wider_interval_than_independent_ones():
         st.cluster_bootstrap_ratio([0], [0])
 
 
+def test_cochrans_q_and_holm_are_those_of_statsmodels():
+    from statsmodels.stats.contingency_tables import cochrans_q, mcnemar
+    from statsmodels.stats.multitest import multipletests
+
+    table = np.random.default_rng(0).random((4, 60)) < [[0.5], [0.3], [0.2], [0.25]]
+    expected = cochrans_q(table.T)
+    assert st.cochran_q(table) == pytest.approx((expected.statistic, expected.pvalue))
+    # Of two systems it is McNemar's chi-square without correction.
+    a, b = table[:2]
+    pair = [[sum(a & b), sum(a & ~b)], [sum(~a & b), sum(~a & ~b)]]
+    assert st.cochran_q(table[:2])[1] == pytest.approx(
+        mcnemar(pair, exact=False, correction=False).pvalue
+    )
+    p_values = [0.04, 0.001, 0.03, 0.2, 0.03]
+    assert st.adjust_holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert st.adjust_holm([]) == []
+
+
+def test_systems_that_never_differ_have_no_q():
+    assert st.cochran_q([[True, False], [True, False], [True, False]]) == (0.0, 1.0)
+    for wrong in ([[True, False]], [[], []]):
+        with pytest.raises(ValueError, match="two systems on the same items"):
+            st.cochran_q(wrong)
+
+
 @pytest.fixture(scope="module")
 def grades():
     """Human grades (4 systems, 100 dialogues) per rate: column -> array."""
@@ -150,6 +175,12 @@ def test_the_real_mts_dialog_grades_give_the_published_counts(grades):
     assert (result.b, result.c) == (12, 4)
     assert result.p_exact == pytest.approx(0.0768, abs=5e-5)
     assert result.p_exact > 0.05 > result.p_mid  # the methods straddle 5 %: choose one before
+
+
+def test_the_four_real_systems_at_once_give_the_published_p(grades):
+    unsupported, hallucinated = grades["FactualPrecision"] < 1, grades["HallucinationRate"] > 0
+    assert st.cochran_q(unsupported)[1] == pytest.approx(0.0006, abs=5e-5)
+    assert st.cochran_q(hallucinated)[1] == pytest.approx(0.10, abs=5e-3)
 
 
 def test_the_same_real_grades_are_2_or_8_or_21_percent_by_their_unit(grades):

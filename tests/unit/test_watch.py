@@ -8,11 +8,10 @@ import pytest
 import torch
 from tiny_model import copy_sft_run, make_recipe
 
-from hallulib import watch
+from hallulib import meter, watch
 from hallulib.errors import GateFailed, ModelError
 from hallulib.sft import SftTrainer, train_sft
 from hallulib.watch import (
-    Expectation,
     SlowStepWatch,
     check_loss_is_a_number,
     explain_out_of_memory,
@@ -39,7 +38,7 @@ def test_running_out_of_memory_says_what_to_lower(error):
 
 
 def test_the_prediction_and_its_advice_stand_beside_what_was_in_use(monkeypatch):
-    monkeypatch.setitem(watch.EXPECTED, "sft", Expectation(3 * 2**30, "Set it smaller."))
+    monkeypatch.setitem(meter.EXPECTED, "sft", meter.Expectation(3 * 2**30, "Set it smaller."))
     with pytest.raises(ModelError, match=r"3\.00 GiB were predicted\)[\s\S]*Set it smaller\. Or: "):
         with explain_out_of_memory("sft", 10):
             raise torch.OutOfMemoryError("CUDA out of memory.")
