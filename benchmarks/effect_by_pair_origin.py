@@ -14,7 +14,6 @@ import argparse
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from blocks import replace_block
 from effect_over_seeds import read_figures
@@ -23,6 +22,7 @@ from hallulib.data import prepare_data
 from hallulib.dpo import build_pairs, cache_reference, train_comparison_arms, train_dpo
 from hallulib.evaluation import evaluate_systems
 from hallulib.paths import project_root
+from hallulib.plots_effect import LABELS, plot_effect_by_origin
 from hallulib.recipe import load_recipe, parse_set
 from hallulib.run import Run
 from hallulib.sft import train_sft
@@ -33,11 +33,6 @@ STAGES = (build_pairs, cache_reference, train_dpo, train_comparison_arms)
 # origin -> notes drawn per pair wanted: most notes give a sampled pair, but about a fifth of the
 # references only is without an error for the judge
 ORIGINS = {"sampled": 2, "perturbed": 6, "twin": 6}
-LINES = {"dpo": "-", "sft_on_chosen": "--"}
-LABELS = {"dpo": "DPO + SFT term", "sft_on_chosen": "SFT on the chosen"}
-COLOURS = {"sampled": "tab:green", "perturbed": "tab:orange", "twin": "tab:purple"}
-
-
 def start_seed(seed: int, overrides: dict) -> Path:
     """The folder of a run of this seed in which data and SFT are finished."""
     recipe = load_recipe("tiny-cpu", overrides | {"seed": seed})
@@ -70,31 +65,6 @@ def run_origin(start: Path, seed: int, origin: str, pairs: int, overrides: dict)
     return [about | {"system": name} | read_figures(f) for name, f in systems.items()]
 
 
-def draw_figure(frame: pd.DataFrame) -> plt.Figure:
-    """Rate and omissions over the number of pairs: mean of the seeds, and their range."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
-    panels = (("rate", "hallucinated summaries"), ("omission_rate", "facts left out"))
-    for axis, (column, title) in zip(axes, panels, strict=True):
-        for (origin, system), part in frame.groupby(["origin", "system"]):
-            if system not in LINES:
-                continue
-            spread = part.groupby("asked")[column].agg(["mean", "min", "max"])
-            number = part.groupby("asked")["pairs"].mean()
-            reach = [spread["mean"] - spread["min"], spread["max"] - spread["mean"]]
-            axis.errorbar(
-                number, spread["mean"], yerr=reach, capsize=4, marker="o",
-                linestyle=LINES[system], color=COLOURS[origin], label=f"{origin}, {LABELS[system]}",
-            )  # fmt: skip
-        sft = frame[frame["system"] == "sft"][column].mean()
-        axis.axhline(sft, color="grey", linestyle=":", label="SFT, where all start")
-        axis.set(xlabel="pairs", title=title, xscale="log", ylim=(-0.02, None))
-        axis.set_xticks(sorted(frame["asked"].unique()), sorted(frame["asked"].unique()))
-        axis.minorticks_off()
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
-    return figure
-
-
 def describe(frame: pd.DataFrame) -> str:
     """Markdown: every run, with what its pairs were like."""
     seeds = ", ".join(map(str, sorted(frame["seed"].unique())))
@@ -108,7 +78,7 @@ def describe(frame: pd.DataFrame) -> str:
         "| left out | words |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    shown = frame[frame["system"].isin(["sft", *LINES])]
+    shown = frame[frame["system"].isin(["sft", *LABELS])]
     lines += [
         f"| {r.seed} | {r.origin} | {r.pairs} | {r.share:.0%} | {r.token_gap:+.2f} | "
         f"{LABELS.get(r.system, 'SFT')} | {r.hallucinated} of {r.n} | {r.rate:.1%} | "
@@ -135,7 +105,7 @@ def main() -> None:
                     rows += run_origin(start, seed, origin, pairs, parse_set(options.set))
                     pd.DataFrame(rows).to_csv(options.csv, index=False, float_format="%.6g")
     frame = pd.read_csv(options.csv)
-    draw_figure(frame).savefig(options.csv.with_suffix(".png"), dpi=110)
+    plot_effect_by_origin(frame).savefig(options.csv.with_suffix(".png"), dpi=110)
     if options.csv == CSV:
         replace_block(ROOT / "benchmarks" / "README.md", CSV.stem, describe(frame))
     print(describe(frame))
