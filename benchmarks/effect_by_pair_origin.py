@@ -88,6 +88,21 @@ def describe(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def summarise(frame: pd.DataFrame) -> str:
+    """Markdown: the rates over the seeds, by origin and number of pairs."""
+    seeds = frame["seed"].nunique()
+    lines = [
+        "![rate and omissions by origin and number of pairs](benchmarks/effect_by_pair_origin.png)",
+        "", f"Hallucinated summaries, mean of {seeds} seeds (lowest-highest):", "",
+        "| pairs | number | " + " | ".join(LABELS.values()) + " |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for (origin, asked), part in frame.groupby(["origin", "asked"], sort=False):
+        rates = [part[part["system"] == name]["rate"] for name in LABELS]
+        cells = [f"{r.mean():.1%} ({r.min():.1%}-{r.max():.1%})" for r in rates]
+        lines.append(f"| {origin} | {asked} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -108,6 +123,7 @@ def main() -> None:
     plot_effect_by_origin(frame).savefig(options.csv.with_suffix(".png"), dpi=110)
     if options.csv == CSV:
         replace_block(ROOT / "benchmarks" / "README.md", CSV.stem, describe(frame))
+        replace_block(ROOT / "README.md", CSV.stem, summarise(frame))
     print(describe(frame))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,17 +17,19 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSON Lines file. Raises DataError naming the line that is not JSON."""
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON Lines file. Raises DataError naming the line that is not JSON."""
+    rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
+                rows += [json.loads(line)] if line.strip() else []
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{path.name}, line {number}: not JSON ({error.msg})",
-                    f"delete {display_path(path)} and run notebook 06_evaluation again",
+                    f"delete {display_path(path)} and run the notebook that writes it again",
                 ) from error
+    return rows
 
 
 def recover_lines(path: Path) -> list[dict[str, Any]]:

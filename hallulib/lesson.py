@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
 
 from hallulib.errors import HallulibError
+from hallulib.jsonl import read_jsonl as read_jsonl
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 
@@ -26,12 +25,6 @@ def show_settings(config: Recipe, *sections: str) -> pd.DataFrame:
         for name, info in type(values).model_fields.items():
             rows.append((f"{section}.{name}", repr(getattr(values, name)), info.description))
     return pd.DataFrame(rows, columns=["setting", "value", "meaning"]).set_index("setting")
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file with one JSON object per line."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
 
 
 def print_passed(what: str) -> None:

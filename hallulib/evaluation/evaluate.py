@@ -44,11 +44,11 @@ class EvaluationResult:
 
     def read_records(self) -> list[dict[str, Any]]:
         """The rows of evaluation.jsonl: one per item and system, with every verdict."""
-        return list(read_jsonl(self.folder / "evaluation.jsonl"))
+        return read_jsonl(self.folder / "evaluation.jsonl")
 
     def read_generations(self) -> list[dict[str, Any]]:
         """The rows of generations.jsonl: one per item and system, with the generated text."""
-        return list(read_jsonl(self.folder / "generations.jsonl"))
+        return read_jsonl(self.folder / "generations.jsonl")
 
 
 def load_evaluation_result(run: Run) -> EvaluationResult:
