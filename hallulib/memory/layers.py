@@ -1,15 +1,15 @@
 """The trace of a deep model from those of shallow ones: equal layers do the same again.
 
 Traces of two, three and four layers are taken. What three have beyond two is the unit that a layer
-adds; made twice it must give four, event by event, or the whole model is traced instead (as it is
-for training in int8, whose layers keep more than they should and free it in no simple order).
+adds; made twice it must give four, event by event, or the whole model is traced instead.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -27,8 +27,38 @@ Kind = tuple[str, int | tuple[int, int], str]
 # (kind, None) is an allocation, (kind, -1) the release of the newest that lives of its kind, and
 # (kind, 0) that of the oldest.
 Event = tuple[Kind, int | None]
-Phases = list[tuple[str, list[Event]]]
-Unit = tuple[int, list[Event]]  # where it is inserted, and what
+Insertion = tuple[int, list[Event]]  # where, and what
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What each further layer adds at `place`. Its releases may reach `steps` further among the
+    living from copy to copy (int8 frees things behind what stays), counted from the last copy or
+    from the first."""
+
+    place: int
+    events: list[Event]
+    steps: list[int]
+    from_last: bool
+
+    def repeat(self, times: int) -> list[Event]:
+        """Return the events of so many layers."""
+        found: list[Event] = []
+        for copy in range(times):
+            far = times - 1 - copy if self.from_last else copy
+            for (kind, rank), step in zip(self.events, self.steps, strict=True):
+                found.append((kind, rank if rank is None else rank + far * step))
+        return found
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The events of a phase up to its last allocation, and what is released after it by kind: the
+    order in which a graph is taken down says nothing."""
+
+    name: str
+    events: list[Event]
+    freed: Counter[Kind]
 
 
 def trace_by_layers(trace: Callable[[PretrainedConfig], Trace], config: PretrainedConfig) -> Trace:
@@ -37,30 +67,56 @@ def trace_by_layers(trace: Callable[[PretrainedConfig], Trace], config: Pretrain
     if depth <= sum(SHALLOW) or not has_equal_layers(config):
         return trace(config)
     traces, further = [trace(cut_layers(config, n)) for n in SHALLOW], depth - SHALLOW[0]
-    readings = [
-        name_growing([encode_trace(shallow, by) for shallow in traces])
+    whole: list[Phase] = []
+    near, new = (
+        zip(*name_growing([encode_trace(t, by) for t in traces]), strict=True)
         for by in (_nearest, _newest)
-    ]
-    whole: Phases = []
-    for number, (name, _) in enumerate(readings[0][0]):
-        threes = ([phases[number][1] for phases in reading] for reading in readings)
-        extended = (extend_events(*three, further) for three in threes)
-        events = next((found for found in extended if found is not None), None)
-        if events is None:
+    )
+    for by_nearest, by_newest in zip(near, new, strict=True):
+        ways = ((by_nearest, False), (by_newest, False), (by_newest, True))
+        extended = (extend_phase(*three, further, slides) for three, slides in ways)
+        phase = next((found for found in extended if found is not None), None)
+        if phase is None:
             return trace(config)
-        whole.append((name, events))
+        whole.append(phase)
     return decode_trace(whole, further)
 
 
-def extend_events(
-    two: list[Event], three: list[Event], four: list[Event], further: int
-) -> list[Event] | None:
-    """Return the events of a phase with so many layers beyond two; None where no unit explains
-    three layers and, made twice, four."""
-    for units in islice(find_units(two, three), TRIES):
-        if insert_units(two, units, 2) == four:
-            return insert_units(two, units, further)
+def extend_phase(
+    two: Phase, three: Phase, four: Phase, further: int, slides: bool = False
+) -> Phase | None:
+    """Return the phase with so many layers beyond two; None where no unit explains three layers
+    and, made twice, four. With `slides` a unit's releases may reach further from copy to copy."""
+    kinds = two.freed | three.freed | four.freed
+    step = {kind: three.freed[kind] - two.freed[kind] for kind in kinds}
+    if any(four.freed[kind] - three.freed[kind] != step[kind] for kind in kinds):
+        return None
+    for insertions in islice(find_insertions(two.events, three.events), TRIES):
+        units = find_units(two.events, insertions, four.events)
+        if units is not None and (slides or not any(any(unit.steps) for unit in units)):
+            freed = Counter({kind: two.freed[kind] + further * step[kind] for kind in kinds})
+            return Phase(two.name, insert_units(two.events, units, further), freed)
     return None
+
+
+def find_units(
+    two: list[Event], insertions: list[Insertion], four: list[Event]
+) -> list[Unit] | None:
+    """Return the units whose second copy stands in `four`; None where they do not explain it."""
+    units, shift = [], 0
+    for place, events in insertions:
+        at, size = place + shift, len(events)
+        first, second = four[at : at + size], four[at + size : at + 2 * size]
+        shift += 2 * size
+        near, far = (second, first) if second == events else (first, second)
+        steps = [
+            (b or 0) - (a or 0) if kind == other and (a is None) == (b is None) else None
+            for (kind, a), (other, b) in zip(near, far, strict=False)
+        ]
+        if near != events or len(steps) != size or None in steps:
+            return None
+        units.append(Unit(place, events, steps, near is second))
+    return units if insert_units(two, units, 2) == four else None
 
 
 def has_equal_layers(config: PretrainedConfig) -> bool:
@@ -104,13 +160,13 @@ def _describe(layer: nn.Module) -> str:
     return "\n".join(parts)
 
 
-def encode_trace(trace: Trace, choose: Callable[[int, int], int]) -> Phases:
+def encode_trace(trace: Trace, choose: Callable[[int, int], int]) -> list[Phase]:
     """Return the phases with their events, written so that equal layers read equally.
 
     `choose(place, living)` says which of the living of its kind a released storage is.
     """
     living: dict[Kind, list[int]] = defaultdict(list)
-    phases: Phases = []
+    phases = []
     for name, start, end in trace.list_phases():
         events: list[Event] = []
         for event in trace.events[start:end]:
@@ -124,7 +180,8 @@ def encode_trace(trace: Trace, choose: Callable[[int, int], int]) -> Phases:
             place = alive.index(storage)
             events.append((kind, choose(place, len(alive))))
             del alive[place]
-        phases.append((name, events))
+        last = max((i for i, (_, rank) in enumerate(events, 1) if rank is None), default=0)
+        phases.append(Phase(name, events[:last], Counter(kind for kind, _ in events[last:])))
     return phases
 
 
@@ -137,10 +194,13 @@ def _newest(place: int, living: int) -> int:
     return place - living
 
 
-def name_growing(found: list[Phases]) -> list[Phases]:
+def name_growing(found: list[list[Phase]]) -> list[list[Phase]]:
     """Return the three with the kinds that no two of them share, whose bytes grow by as much from
     one to the next, called alike."""
-    kinds = [{event[0] for _, events in phases for event in events} for phases in found]
+    kinds = [
+        {kind for p in phases for kind in [*(kind for kind, _ in p.events), *p.freed]}
+        for phases in found
+    ]
     own = [mine.difference(*(other for other in kinds if other is not mine)) for mine in kinds]
     names: dict[Kind, Kind] = {}
     if len({len(mine) for mine in own}) == 1:
@@ -148,22 +208,23 @@ def name_growing(found: list[Phases]) -> list[Phases]:
             step = some[1] - few[1]
             if more[1] - some[1] == step:
                 names |= dict.fromkeys((few, some, more), (few[0], (few[1], step), few[2]))
-    return [
-        [
-            (name, [(names.get(kind, kind), rank) for kind, rank in events])
-            for name, events in phases
-        ]
-        for phases in found
-    ]
+
+    def rename(phase: Phase) -> Phase:
+        events = [(names.get(kind, kind), rank) for kind, rank in phase.events]
+        freed = Counter({names.get(kind, kind): n for kind, n in phase.freed.items()})
+        return Phase(phase.name, events, freed)
+
+    return [[rename(phase) for phase in phases] for phases in found]
 
 
-def decode_trace(phases: Phases, further: int = 0) -> Trace:
+def decode_trace(phases: list[Phase], further: int = 0) -> Trace:
     """Return the trace that :func:`encode_trace` reads as `phases`, with what grows as it is with
     so many `further` layers."""
     trace, living = Trace(), defaultdict(list)
-    for name, events in phases:
-        trace.marks.append((len(trace.events), name))
-        for kind, rank in events:
+    for part in phases:
+        trace.marks.append((len(trace.events), part.name))
+        freed = [(kind, -1) for kind, count in part.freed.items() for _ in range(count)]
+        for kind, rank in [*part.events, *freed]:
             if rank is None:
                 phase, size, label = kind
                 living[kind].append(len(trace.sizes))
@@ -172,30 +233,29 @@ def decode_trace(phases: Phases, further: int = 0) -> Trace:
                 trace.labels.append(label)
                 trace.events.append(len(trace.sizes))
             else:
-                storage = living[kind].pop(rank)
-                trace.events.append(-storage - 1)
+                trace.events.append(-living[kind].pop(rank) - 1)
     return trace
 
 
-def find_units(fewer: list[Event], more: list[Event]) -> Iterator[list[Unit]]:
+def find_insertions(fewer: list[Event], more: list[Event]) -> Iterator[list[Insertion]]:
     """Yield the ways to make `more` of `fewer` by insertions, as (place in `fewer`, events).
 
     Where the sequences part, the shortest insertion after which they agree for a while is tried
     first.
     """
     here = _count_equal(fewer, more, 0, 0)
-    branches: list[tuple[int, int, list[Unit]]] = [(here, here, [])]
+    branches: list[tuple[int, int, list[Insertion]]] = [(here, here, [])]
     while branches:
-        i, j, units = branches.pop()
+        i, j, found = branches.pop()
         spare = len(more) - j - (len(fewer) - i)
         if i == len(fewer):
-            yield [*units, (i, more[j:])] if spare else units
+            yield [*found, (i, more[j:])] if spare else found
             continue
         for length in range(spare, 0, -1):  # pushed last is tried first
             agree = _count_equal(fewer, more, i, j + length)
             if agree >= min(WINDOW, len(fewer) - i):
-                unit = (i, more[j : j + length])
-                branches.append((i + agree, j + length + agree, [*units, unit]))
+                insertion = (i, more[j : j + length])
+                branches.append((i + agree, j + length + agree, [*found, insertion]))
 
 
 def _count_equal(fewer: list[Event], more: list[Event], i: int, j: int) -> int:
@@ -205,9 +265,9 @@ def _count_equal(fewer: list[Event], more: list[Event], i: int, j: int) -> int:
 
 
 def insert_units(events: list[Event], units: list[Unit], times: int) -> list[Event]:
-    """Return the events with each insertion made `times` times."""
+    """Return the events with what so many layers add."""
     whole, start = [], 0
-    for place, unit in units:
-        whole += events[start:place] + unit * times
-        start = place
+    for unit in units:
+        whole += events[start : unit.place] + unit.repeat(times)
+        start = unit.place
     return whole + events[start:]
