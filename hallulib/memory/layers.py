@@ -63,21 +63,31 @@ class Phase:
 
 def trace_by_layers(trace: Callable[[PretrainedConfig], Trace], config: PretrainedConfig) -> Trace:
     """Return what `trace(config)` would, tracing a few layers where all layers are equal."""
-    depth = config.get_text_config().num_hidden_layers
-    if depth <= sum(SHALLOW) or not has_equal_layers(config):
-        return trace(config)
-    traces, further = [trace(cut_layers(config, n)) for n in SHALLOW], depth - SHALLOW[0]
-    whole: list[Phase] = []
+    depth = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    extended = None
+    if depth > sum(SHALLOW) and has_equal_layers(config):
+        try:
+            traces = [trace(cut_layers(config, count)) for count in SHALLOW]
+            extended = extend_traces(traces, depth - SHALLOW[0])
+        except Exception:  # whatever a foreign architecture raises when cut; whole it may run
+            extended = None
+    return trace(config) if extended is None else extended
+
+
+def extend_traces(traces: list[Trace], further: int) -> Trace | None:
+    """Return the trace with so many layers beyond two, from those of two, three and four; None
+    where these do not tell it."""
     near, new = (
-        zip(*name_growing([encode_trace(t, by) for t in traces]), strict=True)
+        zip(*name_growing([encode_trace(trace, by) for trace in traces]), strict=True)
         for by in (_nearest, _newest)
     )
+    whole: list[Phase] = []
     for by_nearest, by_newest in zip(near, new, strict=True):
         ways = ((by_nearest, False), (by_newest, False), (by_newest, True))
         extended = (extend_phase(*three, further, slides) for three, slides in ways)
         phase = next((found for found in extended if found is not None), None)
         if phase is None:
-            return trace(config)
+            return None
         whole.append(phase)
     return decode_trace(whole, further)
 

@@ -93,6 +93,18 @@ def test_what_four_layers_do_not_confirm_is_not_believed(monkeypatch):
     assert seen == [*layers.SHALLOW, 10, 10]
 
 
+def test_a_model_that_does_not_run_when_cut_is_traced_whole():
+    config = AutoConfig.for_model("llama", **SIZES)
+    trace, seen = make_tracer("sft")
+
+    def trace_deep(some):
+        if some.num_hidden_layers < 5:
+            raise RuntimeError("too shallow")
+        return trace(some)
+
+    assert layers.trace_by_layers(trace_deep, config).sizes and seen == [10]
+
+
 def test_units_are_found_at_several_places():
     fewer = [(("p", n, ""), None) for n in [*range(40), *[7, 8] * 10, *range(100, 140), 5, 5]]
     more = fewer[:60] + fewer[58:60] + fewer[60:] + fewer[-1:]
