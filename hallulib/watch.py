@@ -64,7 +64,7 @@ class TensorPeak:
     ) -> Iterator[None]:
         """Within the block the peak is seen, and told to the stage's meter."""
         ids = batch["input_ids"]
-        if ids.numel() < self.tokens or ids.device.type != "cpu":
+        if ids.numel() < self.tokens or next(model.parameters()).device.type != "cpu":
             yield
             return
         self.tokens = ids.numel()
