@@ -24,7 +24,7 @@ from hallulib.memory.table import (
     predict_large,
 )
 
-PRECISIONS = (("bfloat16", "none"), ("int8", "int8"), ("NF4", "nf4"))
+PRECISIONS = (("bf16", "none"), ("int8", "int8"), ("NF4", "nf4"))
 TWO = "two models"
 ONE_MODEL = {STRATEGIES[name].title: name for name in list_strategies("nf4")[1:]}
 
@@ -92,12 +92,17 @@ class Explorer:
         }
         self.button = widgets.Button(description="Predict what is missing")
         self.bar = widgets.IntProgress(layout={"visibility": "hidden"})
-        self.picture = widgets.Image(format="png")
+        room = {"flex": "1 1 auto", "min_width": "0", "max_width": "1000px"}
+        self.picture = widgets.Image(format="png", layout=room | {"object_fit": "contain"})
         for name, control in self.controls.items():
             control.description = {"rows": "pairs", "quantization": "base in"}.get(name, name)
+            control.layout.width = "22em"
             control.observe(self.draw, names="value")
+        self.controls["quantization"].style.button_width = "5.5em"
         self.button.on_click(self.predict_missing)
-        left = widgets.VBox([*self.controls.values(), self.button, self.bar])
+        left = widgets.VBox(
+            [*self.controls.values(), self.button, self.bar], layout={"flex": "0 0 23em"}
+        )
         self.box = widgets.HBox([left, self.picture])
         self.draw()
 

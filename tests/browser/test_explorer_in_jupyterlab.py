@@ -55,7 +55,7 @@ def wait_for_other(page, before):
 
 def test_precision_pairs_and_strategies_redraw_the_figure(page):
     shown = [read_picture(page)]
-    page.click("button.jupyter-button:has-text('bfloat16')")
+    page.click("button.jupyter-button:has-text('bf16')")
     shown.append(wait_for_other(page, shown[-1]))
     handle = page.locator(".widget-inline-hbox:has-text('pairs') .noUi-handle")
     handle.focus()
