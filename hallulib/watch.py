@@ -49,11 +49,12 @@ def explain_out_of_memory(stage: str, longest: int) -> Iterator[None]:
 
 
 class TensorPeak:
-    """Follows the tensors of a pass on the CPU whenever a batch is at least as large as all before:
-    where the peak lies, at no cost for the rest. (A GPU's allocator counts for itself.)"""
+    """Follows the tensors of a pass on the CPU whenever a batch is larger than all before, and for
+    two more of that size (gradients are there then), anew once there are optimiser states: where
+    the peak lies, at no cost for the rest. A GPU's allocator counts for itself."""
 
     def __init__(self) -> None:
-        self.tokens = 0
+        self.tokens, self.turns, self.has_states = 0, 0, False
 
     @contextmanager
     def watch(
@@ -63,11 +64,11 @@ class TensorPeak:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Iterator[None]:
         """Within the block the peak is seen, and told to the stage's meter."""
-        ids = batch["input_ids"]
-        if ids.numel() < self.tokens or next(model.parameters()).device.type != "cpu":
+        if optimizer and optimizer.state and not self.has_states:
+            self.tokens, self.has_states = 0, True
+        if not self._is_worth(batch["input_ids"].numel(), model):
             yield
             return
-        self.tokens = ids.numel()
         with StorageTracker() as tracker:
             follow_model(tracker, model)
             states = optimizer.state.values() if optimizer else ()
@@ -77,6 +78,14 @@ class TensorPeak:
                     tracker.follow(tensor)
             yield
         note_tensor_peak(tracker.trace.find_peak()[0])
+
+    def _is_worth(self, tokens: int, model: torch.nn.Module) -> bool:
+        if tokens > self.tokens:
+            self.tokens, self.turns = tokens, 3
+        if tokens < self.tokens or not self.turns or next(model.parameters()).device.type != "cpu":
+            return False
+        self.turns -= 1
+        return True
 
 
 def _read_peak_bytes() -> int:

@@ -68,16 +68,16 @@ def test_the_reference_pass_and_sft_note_their_tensors_too(tmp_path, monkeypatch
     assert run.manifest["stages"]["reference"]["memory"]["measured_bytes"] > 100_000
 
 
-def test_only_batches_at_least_as_large_as_all_before_are_followed(tmp_path):
+def test_only_batches_larger_than_all_before_and_two_like_them_are_followed(tmp_path):
     recipe, run = reference_run(tmp_path / "run")
     trainer = build_trainer(recipe, run, tmp_path / "probe")
     pairs = sorted((row["pair"] for row in trainer.train_dataset), key=lambda pair: pair.length)
     policy, peak, seen = load_policy(recipe, run.require("sft/adapter"), False), TensorPeak(), []
-    for pair in (pairs[0], pairs[-1], pairs[0]):
+    for pair in (pairs[0], *[pairs[-1]] * 4, pairs[0]):
         with measure("a pass") as found, peak.watch(collate_pairs([pair], 0), policy):
             pass
         seen.append(found.peak_tensor_bytes)
-    assert seen[1] > seen[0] > 0 == seen[2]
+    assert seen[1] == seen[2] == seen[3] > seen[0] > 0 and seen[4:] == [0, 0]
 
 
 def test_nothing_is_compared_without_a_prediction_or_a_measurement(monkeypatch):
