@@ -110,13 +110,16 @@ class PeakSampler:
             self.peak_mps_bytes = max(self.peak_mps_bytes, mps.driver_allocated_memory())
 
 
-def compare_memory(stage: str, meter: Measurement) -> dict[str, Any]:
+def take_comparison(stage: str, meter: Measurement) -> dict[str, Any]:
     """Return predicted beside measured bytes of a stage; empty where either is missing.
 
     Predicted is what was asked for before the stage started (`memory.check_fits`). On a GPU both
-    are what the allocator gave out, and what it held ("reserved"); on a CPU they are tensors.
+    are what the allocator gave out, and what it held ("reserved"); on an Apple GPU measured is what
+    the driver handed out; on a CPU both are tensors. A prediction counts once: another run of the
+    stage, with other settings, must ask anew.
     """
-    expected, measured = EXPECTED.get(stage), meter.peak_cuda_bytes or meter.peak_tensor_bytes
+    expected = EXPECTED.pop(stage, None)
+    measured = meter.peak_cuda_bytes or meter.peak_mps_bytes or meter.peak_tensor_bytes
     if expected is None or not expected.allocated or not measured:
         return {}
     found = {

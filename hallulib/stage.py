@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hallulib.errors import storage_guard
-from hallulib.meter import compare_memory, measure
+from hallulib.meter import measure, take_comparison
 from hallulib.paths import display_path
 from hallulib.processes import is_main_process, speak_once, wait_for_all
 from hallulib.recipe import Recipe
@@ -66,7 +66,7 @@ def _run_measured(
             "peak_memory_bytes": meter.peak_memory_bytes,
             "rss_before_bytes": meter.rss_before_bytes,
             "device": meter.device,
-            "memory": compare_memory(name, meter),
+            "memory": take_comparison(name, meter),
         }
         if is_main_process():
             run.record(name, recipe, measured, _read_notes(result))

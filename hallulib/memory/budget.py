@@ -74,12 +74,8 @@ def predict_budget(recipe: Recipe, run: Run) -> BudgetResult:
     config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
     own = [
         predict_peak(
-            config,
-            recipe,
-            name,
-            sequence_tokens=tokens["sequence"],
-            completion_tokens=tokens["completion"],
-            device=device,
+            config, recipe, name, sequence_tokens=tokens["sequence"],
+            completion_tokens=tokens["completion"], device=device,
         )
         for name in tqdm(STRATEGIES, desc="predicting this run", unit="strategy")
     ]

@@ -11,11 +11,11 @@ import yaml
 
 from hallulib.errors import ParameterError
 from hallulib.memory.calibrate import measure_rate
+from hallulib.memory.peak import GIB
 from hallulib.recipe import nearest
 
 RATES = Path(__file__).parent / "rates.yaml"
-GIB = 2**30
-PASSES = 3  # of a step with checkpointing: forward, recomputation, backward
+STEP_PASSES = 3  # with checkpointing: forward, recomputation, backward
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def load_cards() -> list[Card]:
     for values in yaml.safe_load(RATES.read_text("utf-8"))["cards"]:
         step = values.pop("step", None)
         if step:
-            work = 2 * PASSES * step["parameters"] * step["tokens"]
+            work = 2 * STEP_PASSES * step["parameters"] * step["tokens"]
             values["rate"] = work / step["seconds"]
         cards.append(Card(**values))
     return cards

@@ -114,11 +114,8 @@ class Explorer:
     @property
     def strategies(self) -> list[str]:
         """The strategies that are ticked, in the chosen precision."""
-        two, chosen = (
-            list_strategies(self.setting.quantization)[0],
-            self.controls["strategies"].value,
-        )
-        return [two if name == TWO else ONE_MODEL[name] for name in chosen]
+        named = ONE_MODEL | {TWO: list_strategies(self.setting.quantization)[0]}
+        return [named[name] for name in self.controls["strategies"].value]
 
     def draw(self, _: Any = None) -> None:
         """Redraw from what is known; offer to compute the rest."""
@@ -128,9 +125,8 @@ class Explorer:
         self.button.description = f"Predict the {missing} missing"
         png = BytesIO()
         if known:
-            plot_bars(self.setting, self.controls["card, GiB"].value, list(known)).savefig(
-                png, format="png"
-            )
+            figure = plot_bars(self.setting, self.controls["card, GiB"].value, list(known))
+            figure.savefig(png, format="png")
         self.picture.value = png.getvalue()
 
     def predict_missing(self, _: Any = None) -> None:

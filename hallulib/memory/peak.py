@@ -29,16 +29,8 @@ GIB = 2**30
 # a screen attached, 0.75 GiB of a 12 GiB card were not to be had. A constant, not predicted.
 CUDA_CONTEXT_BYTES = int(0.75 * GIB)
 TERMS = (
-    "base_weights",
-    "quantisation_constants",
-    "lora_weights",
-    "gradients",
-    "optimiser_states",
-    "activations",
-    "logits",
-    "temporaries",
-    "allocator_slack",
-    "cuda_context",
+    "base_weights", "quantisation_constants", "lora_weights", "gradients", "optimiser_states",
+    "activations", "logits", "temporaries", "allocator_slack", "cuda_context",
 )
 
 
@@ -113,13 +105,8 @@ class Question:
 
 
 def predict_peak(
-    model_config: PretrainedConfig,
-    recipe: Recipe,
-    strategy: str = "cached_reference",
-    *,
-    levers: Levers | None = None,
-    cache: PredictionCache | None = None,
-    **asked: Any,
+    model_config: PretrainedConfig, recipe: Recipe, strategy: str = "cached_reference",
+    *, levers: Levers | None = None, cache: PredictionCache | None = None, **asked: Any,
 ) -> MemoryBudget:
     """Predicted peak of one pass of `strategy` with the recipe's LoRA, precision and batch.
 

@@ -16,6 +16,7 @@ from hallulib.memory.budget import read_longest
 from hallulib.memory.cards import Card, detect_card, find_card
 from hallulib.memory.counts import count_parameters, load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, change_recipe, predict_peak
+from hallulib.memory.strategies import find_strategy
 from hallulib.paths import display_path, resolve_path
 from hallulib.recipe import Recipe, load_recipe
 
@@ -186,8 +187,9 @@ def estimate_hours(plan: Plan, parameters: int, rows: dict[str, int]) -> dict[st
     """Return hours per pass from the card's published or measured rate; empty where there is none.
 
     `rows` are the rows (SFT) and pairs ("cached_reference_pass1", "cached_reference_pass2") that
-    each pass runs in all. A forward pass costs 2 operations per parameter and token. No promise:
-    the rate is that of another model on another day.
+    each pass runs in all. A forward pass costs 2 operations per parameter and token; without
+    checkpointing training is spared one. No promise: the rate is that of another model on another
+    day.
     """
     if plan.card.rate is None:
         return {}
@@ -195,7 +197,8 @@ def estimate_hours(plan: Plan, parameters: int, rows: dict[str, int]) -> dict[st
     for budget in plan.passes:
         sides = 1 if budget.strategy == "sft" else 2
         tokens = rows[budget.strategy] * sides * budget.sequence_tokens
-        work = 2 * parameters * tokens * budget.passes
+        spared = find_strategy(budget.strategy).trains and not budget.checkpointing
+        work = 2 * parameters * tokens * (budget.passes - spared)
         hours[budget.strategy] = work / plan.card.rate / 3600
     return hours
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -16,7 +17,7 @@ from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import MemoryBudget, predict_peak
 from hallulib.memory.prediction_cache import SHIPPED, PredictionCache, decisive_versions
 from hallulib.memory.strategies import STRATEGIES
-from hallulib.paths import write_json_atomic
+from hallulib.paths import write_text_atomic
 from hallulib.recipe import Recipe, load_recipe
 
 LENGTHS = (512, 1024, 2048)
@@ -101,8 +102,14 @@ def main() -> None:
     collector = _Collector()
     for asked in tqdm(list(list_shipped()), unit="prediction"):
         predict_large(**asked, cache=collector)
-    values = {"libraries": decisive_versions(), "predictions": collector.found}
-    write_json_atomic(SHIPPED, values)
+    write_text_atomic(SHIPPED, format_shipped(collector.found))
+
+
+def format_shipped(found: dict[str, dict[str, Any]]) -> str:
+    """Return the file's text: JSON with a line per prediction, so that a change can be read."""
+    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in found.items())
+    libraries = json.dumps(decisive_versions())
+    return f'{{"libraries": {libraries}, "predictions": {{\n{rows}\n}}}}\n'
 
 
 if __name__ == "__main__":

@@ -89,12 +89,8 @@ def _load(skeleton: PeftModel, mode, tracker: StorageTracker, upcast: bool) -> P
 
 
 def run_pass(
-    tracker: StorageTracker,
-    plan: Strategy,
-    models: list[PeftModel],
-    recipe: Recipe,
-    shape: StepShape,
-    optimizer: str = "",
+    tracker: StorageTracker, plan: Strategy, models: list[PeftModel], recipe: Recipe,
+    shape: StepShape, optimizer: str = "",
 ) -> None:
     """Run one pass of `plan` on `models` (policy, and a reference model if there is one), real or
     fake, within the tracker."""

@@ -10,7 +10,7 @@ from hallulib import meter
 from hallulib.dpo import cache_reference, train_dpo
 from hallulib.dpo.batching import collate_pairs
 from hallulib.memory import budget, check_fits, compare_with_measured, preflight
-from hallulib.meter import Expectation, compare_memory, measure, note_tensor_peak
+from hallulib.meter import Expectation, measure, note_tensor_peak, take_comparison
 from hallulib.models import load_policy
 from hallulib.sft import train_sft
 from hallulib.watch import TensorPeak
@@ -84,14 +84,20 @@ def test_nothing_is_compared_without_a_prediction_or_a_measurement(monkeypatch):
     with measure("sft") as found:
         note_tensor_peak(500)
         note_tensor_peak(400)
-    assert found.peak_tensor_bytes == 500 and compare_memory("sft", found) == {}
-    meter.EXPECTED["sft"] = Expectation(needed=700, advice="", allocated=600, reserved=650)
-    memory = compare_memory("sft", found)
+    assert found.peak_tensor_bytes == 500 and take_comparison("sft", found) == {}
+    expected = Expectation(needed=700, advice="", allocated=600, reserved=650)
+    meter.EXPECTED["sft"] = expected
+    memory = take_comparison("sft", found)
     assert memory == {"predicted_bytes": 600, "measured_bytes": 500, "error": 600 / 500 - 1}
+    assert take_comparison("sft", found) == {}  # it was for one run of the stage
+    found.peak_mps_bytes, meter.EXPECTED["sft"] = 580, expected
+    assert take_comparison("sft", found)["measured_bytes"] == 580
     found.peak_cuda_bytes, found.peak_cuda_reserved_bytes = 590, 660
-    on_gpu = compare_memory("sft", found)
+    meter.EXPECTED["sft"] = expected
+    on_gpu = take_comparison("sft", found)
     assert (on_gpu["measured_bytes"], on_gpu["measured_reserved_bytes"]) == (590, 660)
     assert on_gpu["predicted_reserved_bytes"] == 650
+    meter.EXPECTED["sft"] = expected
     with measure("empty") as found:
         pass
-    assert compare_memory("sft", found) == {}
+    assert take_comparison("sft", found) == {}

@@ -83,6 +83,9 @@ def test_hours_come_from_the_published_rate_and_only_from_there():
     (hours,) = planner.estimate_hours(plan, 10**9, rows).values()
     # The T4 trained 1,024 tokens of 7.248e9 parameters in 3.9 s; a pair has two sides of 512.
     assert hours == pytest.approx(1000 * 3.9 / 7.248 / 3600)
+    kept = planner.Plan(plan.card, {}, [dataclasses.replace(EXAMPLE, checkpointing=False)])
+    (spared,) = planner.estimate_hours(kept, 10**9, rows).values()
+    assert spared == pytest.approx(hours * 2 / 3)  # nothing is computed a second time
     assert planner.estimate_hours(planner.Plan(cards.find_card("L4"), {}, []), 1, {}) == {}
 
 
