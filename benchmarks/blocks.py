@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hallulib.paths import write_text_atomic
+from hallulib.files import write_text_atomic
 
 
 def replace_block(path: Path, name: str, text: str) -> None:

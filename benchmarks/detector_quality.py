@@ -20,7 +20,7 @@ from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference
 from hallulib.detectors import Source, get_detector, measure_detector, measure_judge
 from hallulib.detectors.cases import read_medec_cases, read_mts_cases
-from hallulib.paths import project_root
+from hallulib.files import project_root
 
 HERE = Path(__file__).parent
 RATES = ("sensitivity", "specificity", "balanced_accuracy", "mcc", "auroc")

@@ -24,7 +24,7 @@ import pandas as pd
 from blocks import replace_block
 from dpo_workloads import MODELS, WORKLOADS, count_weights, write_workload
 
-from hallulib.paths import project_root
+from hallulib.files import project_root
 
 HERE = project_root() / "benchmarks"
 CSV = HERE / "dpo_vs_trl.csv"

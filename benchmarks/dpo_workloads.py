@@ -20,7 +20,7 @@ from transformers import (
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
 from hallulib.dpo.batching import TokenPair
-from hallulib.paths import project_root
+from hallulib.files import project_root
 from hallulib.training import draw_order
 
 BASE = project_root() / "data" / "base_model"

@@ -21,7 +21,7 @@ from effect_over_seeds import read_figures
 from hallulib.data import prepare_data
 from hallulib.dpo import build_pairs, cache_reference, train_comparison_arms, train_dpo
 from hallulib.evaluation import evaluate_systems
-from hallulib.paths import project_root
+from hallulib.files import project_root
 from hallulib.plots_effect import LABELS, plot_effect_by_origin
 from hallulib.recipe import load_recipe, parse_set
 from hallulib.run import Run

@@ -25,7 +25,7 @@ from hallulib.dpo.train import train_dpo
 from hallulib.evaluation import evaluate_systems
 from hallulib.evaluation.metrics import PRIMARY
 from hallulib.evaluation.report import format_p
-from hallulib.paths import project_root
+from hallulib.files import project_root
 from hallulib.recipe import load_recipe, parse_set
 from hallulib.run import Run
 from hallulib.sft import train_sft

@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from hallulib.errors import GateFailed, ModelError, storage_guard
-from hallulib.paths import display_path, write_json_atomic
+from hallulib.errors import GateFailed, HallulibError
+from hallulib.files import display_path, storage_guard, write_json_atomic
 from hallulib.recipe import Recipe
 
 FOLD_LIMIT = 256 * 2**20
@@ -54,10 +54,10 @@ def prepare_training(model: PeftModel, recipe: Recipe) -> PeftModel:
 
 
 def require_adapter(adapter_path: str | Path) -> None:
-    """Raise ModelError unless the folder holds a saved adapter."""
+    """Raise HallulibError unless the folder holds a saved adapter."""
     missing = [name for name in ADAPTER_FILES if not (Path(adapter_path) / name).is_file()]
     if missing:
-        raise ModelError(
+        raise HallulibError(
             f"{display_path(adapter_path)} holds no adapter ({', '.join(missing)} missing).",
             "Run the notebook that trains it again (02_sft or 05_sequential_dpo).",
         )

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 import yaml
 
-from hallulib.errors import HallulibError, ParameterError
-from hallulib.paths import display_path, resolve_path, write_text_atomic
+from hallulib.errors import HallulibError, RecipeError
+from hallulib.files import display_path, resolve_path, write_text_atomic
 from hallulib.recipe import load_recipe, nearest, parse_set
 from hallulib.run import Run, find_run, list_runs
 
@@ -88,7 +88,7 @@ def run_stage(
     if name not in STAGE_FUNCTIONS:
         close = nearest(name, list(STAGE_FUNCTIONS))
         hint = f" Did you mean '{close}'?" if close else ""
-        raise ParameterError(
+        raise RecipeError(
             f"There is no stage '{name}'.{hint}", f"Use one of {', '.join(STAGE_FUNCTIONS)}."
         )
     effective = load_recipe(recipe, parse_set(set_ or []))

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from hallulib.errors import NotebookFailed, ParameterError, storage_guard
+from hallulib.errors import HallulibError, RecipeError
+from hallulib.files import display_path, resolve_path, sha256_file, sha256_text, storage_guard
 from hallulib.notebook import (
     Execution,
     Progress,
@@ -22,7 +23,6 @@ from hallulib.notebook import (
     execute,
     format_seconds,
 )
-from hallulib.paths import display_path, resolve_path, sha256_file, sha256_text
 from hallulib.provenance import PACKAGE, STAGES, hash_sources
 from hallulib.recipe import Recipe, find_recipe, load_recipe, recipe_names
 from hallulib.report import cost_table, format_gib, headline_table, read_headline, write_report
@@ -52,9 +52,9 @@ def run_course(
     """Run the course, or the part of it that has changed, and print the result.
 
     `from_notebook` and `only` take a number or name ("04", "04_reference_cache"); `force` runs
-    the selected notebooks and their stages again. Raises NotebookFailed when a cell fails (the
-    next call continues there), KeyboardInterrupt on Ctrl-C (likewise), ParameterError,
-    RecipeError, RunMismatch, CorruptedManifest or StorageError before anything has run.
+    the selected notebooks and their stages again. Raises HallulibError when a cell fails (the
+    next call continues there), KeyboardInterrupt on Ctrl-C (likewise), RecipeError,
+    RecipeError, HallulibError, HallulibError or HallulibError before anything has run.
     """
     effective = load_recipe(recipe, overrides)
     run = Run.open(run_dir, effective)
@@ -86,11 +86,11 @@ def run_course(
 
 
 def find_notebooks(folder: str | Path = "notebooks") -> list[Path]:
-    """The numbered notebooks (NN_name.ipynb) in order. Raises ParameterError if there are none."""
+    """The numbered notebooks (NN_name.ipynb) in order. Raises RecipeError if there are none."""
     found = sorted(resolve_path(folder).glob("[0-9][0-9]_*.ipynb"))
     if not found:
         where = display_path(resolve_path(folder))
-        raise ParameterError(f"There are no notebooks in {where}.", "Give the course's own folder.")
+        raise RecipeError(f"There are no notebooks in {where}.", "Give the course's own folder.")
     return found
 
 
@@ -103,10 +103,10 @@ def select_notebooks(sources: list[Path], from_notebook: str, only: str) -> list
             if source.stem == number or source.stem.split("_")[0] == number:
                 return index
         names = ", ".join(source.stem for source in sources)
-        raise ParameterError(f"There is no notebook '{wanted}'.", f"Use the number of: {names}.")
+        raise RecipeError(f"There is no notebook '{wanted}'.", f"Use the number of: {names}.")
 
     if from_notebook and only:
-        raise ParameterError("--from and --only exclude each other.", "Give one of them.")
+        raise RecipeError("--from and --only exclude each other.", "Give one of them.")
     if only:
         return [sources[find(only)]]
     return sources[find(from_notebook) :] if from_notebook else sources
@@ -193,12 +193,12 @@ def _record(run: Run, source: Path, state: dict[str, Any], execution: Execution)
     run.update(change)
 
 
-def _explain_failure(source: Path, target: Path, execution: Execution) -> NotebookFailed:
+def _explain_failure(source: Path, target: Path, execution: Execution) -> HallulibError:
     """Name notebook, cell and cause; a cause of ours brings its own next step."""
     cause, _, advice = execution.error.partition("\nNext: ")
     kept = f"The executed copy is {display_path(target)}; what is finished is kept."
     again = "Run the same command again: it continues with this notebook."
-    return NotebookFailed(
+    return HallulibError(
         f"Notebook {source.stem} stopped in cell '{execution.cell}'.\n{cause.strip()}",
         "\n".join(part for part in (advice.strip(), kept, again) if part),
     )

@@ -9,7 +9,7 @@ import nbformat
 
 from hallulib.course import find_notebooks
 from hallulib.errors import DataError
-from hallulib.paths import project_root, resolve_path, sha256_file, write_text_atomic
+from hallulib.files import project_root, resolve_path, sha256_file, write_text_atomic
 from hallulib.run import read_manifest
 
 GALLERY = "outputs/gallery"

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
 from hallulib.adapters import fold_adapter
-from hallulib.errors import ParameterError
+from hallulib.errors import RecipeError
 from hallulib.models import render_prompt
 
 DROP_SHARE = 0.25  # finished rows leave the batch when they are at least this share of it
@@ -57,7 +57,7 @@ def generate_summaries(
     "" shows none. The model is put in evaluation mode.
     """
     if temperature == 0 and num_samples > 1:
-        raise ParameterError(
+        raise RecipeError(
             "Several samples at temperature 0 would all be the same.", "Set a temperature above 0."
         )
     model.eval()

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from hallulib.errors import HallulibError
-from hallulib.jsonl import read_jsonl as read_jsonl
+from hallulib.files import read_jsonl as read_jsonl
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 

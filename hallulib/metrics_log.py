@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from hallulib.paths import write_text_atomic
+from hallulib.files import write_text_atomic
 from hallulib.processes import is_main_process, wait_for_all
 
 METRICS_FILE = "metrics.jsonl"

@@ -19,8 +19,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hallulib.adapters import prepare_training, require_adapter
-from hallulib.errors import ChecksumMismatch, ModelError
-from hallulib.paths import display_path, resolve_path, sha256_file
+from hallulib.errors import HallulibError
+from hallulib.files import display_path, resolve_path, sha256_file
 from hallulib.processes import own_device
 from hallulib.recipe import Recipe
 
@@ -30,7 +30,7 @@ CHECKSUMS = "SHA256SUMS.json"
 def pick_device(recipe: Recipe) -> str:
     """Return the device of the recipe; `auto` is cuda, then mps, then cpu.
 
-    Raises ModelError when a device is asked for that this machine does not have.
+    Raises HallulibError when a device is asked for that this machine does not have.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -40,7 +40,7 @@ def pick_device(recipe: Recipe) -> str:
     if recipe.model.device == "auto":
         return next(device for device, there in available.items() if there)
     if not available[recipe.model.device]:
-        raise ModelError(
+        raise HallulibError(
             f"The recipe asks for device '{recipe.model.device}', and PyTorch finds none here.",
             "Set model.device=auto, or use the recipe tiny-cpu.",
         )
@@ -50,8 +50,8 @@ def pick_device(recipe: Recipe) -> str:
 def find_model(recipe: Recipe) -> str:
     """Return the local folder of the base model, or its hub id when there is no such folder.
 
-    A folder with a SHA256SUMS.json is checked against it. Raises ModelError for a missing local
-    folder and ChecksumMismatch for a file that differs.
+    A folder with a SHA256SUMS.json is checked against it. Raises HallulibError for a missing local
+    folder and HallulibError for a file that differs.
     """
     name = recipe.model.name_or_path
     folder = resolve_path(name)
@@ -60,7 +60,7 @@ def find_model(recipe: Recipe) -> str:
         return str(folder)
     looks_local = name.startswith((".", "/", "~", "data/")) or name.count("/") > 1 or "\\" in name
     if looks_local:
-        raise ModelError(
+        raise HallulibError(
             f"There is no base model in {display_path(folder)}.",
             "Run `make base` to build the shipped one, or set model.name_or_path.",
         )
@@ -76,7 +76,7 @@ def verify_checksums(folder: Path) -> None:
         file = folder / name
         if not file.is_file() or sha256_file(file) != expected:
             state = "differs from its checksum" if file.is_file() else "is missing"
-            raise ChecksumMismatch(
+            raise HallulibError(
                 f"{display_path(file)} {state}.",
                 "Restore the folder (git checkout, or download it again) or rebuild it with "
                 "`make base`.",
@@ -84,12 +84,12 @@ def verify_checksums(folder: Path) -> None:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Return the base model's tokenizer, with a pad token. Raises ModelError if it has no EOS."""
+    """Return the base model's tokenizer, with a pad token; HallulibError if it has no EOS."""
     name = find_model(recipe)
     with _explain_loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=recipe.model.revision)
     if tokenizer.eos_token_id is None:
-        raise ModelError(
+        raise HallulibError(
             f"The tokenizer of '{recipe.model.name_or_path}' has no end-of-sequence token.",
             "Choose a model that has one: a summary must be able to end.",
         )
@@ -144,7 +144,7 @@ def _explain_loading(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ModelError(
+        raise HallulibError(
             f"The model '{display_path(name) if Path(name).is_dir() else name}' cannot be loaded: "
             f"{first_line}",
             "Check model.name_or_path and model.revision; for a hub model, the network and your "
@@ -179,7 +179,7 @@ def load_systems(recipe: Recipe, adapters: Mapping[str, str | Path]) -> PeftMode
         else:
             model.load_adapter(str(path), adapter_name=name)
     if model is None:
-        raise ModelError("No adapter was given.", "Name at least one, as {'sft': path}.")
+        raise HallulibError("No adapter was given.", "Name at least one, as {'sft': path}.")
     return model.eval()
 
 
@@ -191,7 +191,7 @@ def use_system(model: PeftModel, name: str) -> Iterator[PeftModel]:
             yield model
         return
     if name not in model.peft_config:
-        raise ModelError(
+        raise HallulibError(
             f"There is no system '{name}'.", f"Use one of: base, {', '.join(model.peft_config)}."
         )
     before = model.active_adapter

@@ -26,9 +26,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hallulib.errors import ParameterError
+from hallulib.errors import RecipeError
+from hallulib.files import display_path, project_root
 from hallulib.meter import PeakSampler
-from hallulib.paths import display_path, project_root
 
 
 class ThisPython(AsyncKernelManager):
@@ -75,7 +75,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> dict[str,
     papermill only warns on an unknown name and passes text on as text. Here an unknown name is an
     error that names the nearest one, and the literal type of the declared default decides: a value
     of another type is refused, and text is converted ("5e-6" to a float, "false" to a bool) or
-    refused. Raises ParameterError.
+    refused. Raises RecipeError.
     """
     declared = papermill.inspect_notebook(str(notebook))
     checked = {}
@@ -84,7 +84,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> dict[str,
             close = difflib.get_close_matches(name, declared, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             # papermill overlooks a line with two equals signs, even if one is in the comment.
-            raise ParameterError(
+            raise RecipeError(
                 f"Notebook {notebook.stem} has no parameter '{name}'.{hint}",
                 f"It declares: {', '.join(declared) or 'none'}. (A line of the parameters cell "
                 "with a second '=', even in its comment, does not count.)",
@@ -94,11 +94,11 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> dict[str,
 
 
 def _convert(where: str, value: Any, default_source: str) -> Any:
-    """`value` as the type of the literal `default_source`, or ParameterError."""
+    """`value` as the type of the literal `default_source`, or RecipeError."""
     try:
         default = ast.literal_eval(default_source)
     except (ValueError, SyntaxError):
-        raise ParameterError(
+        raise RecipeError(
             f"{where} has the default {default_source}, which is not a literal.",
             "Use a plain number, text, list or dict in the parameters cell.",
         ) from None
@@ -109,7 +109,7 @@ def _convert(where: str, value: Any, default_source: str) -> Any:
         converted = _parse_text(value, wanted)
         if type(converted) is wanted:
             return converted
-    raise ParameterError(
+    raise RecipeError(
         f"{where} must be {wanted.__name__} like {default_source}, got {value!r}.",
         f"Give a value of type {wanted.__name__}.",
     )

@@ -11,13 +11,13 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from hallulib.paths import project_root, resolve_path, sha256_text
+from hallulib.files import project_root, resolve_path, sha256_text
 from hallulib.recipe import Recipe
 
 PACKAGE = Path(__file__).parent
 # Sources that carry a stage but move no number of it: an edit there makes no stage stale.
 PLUMBING = set(
-    "errors paths processes recipe recipe_sections provenance run meter stage plots".split()
+    "errors files processes recipe recipe_sections provenance run meter stage plots".split()
 )
 LIBRARIES = (
     "torch transformers peft accelerate datasets tokenizers pandas pyarrow scipy scikit-learn "

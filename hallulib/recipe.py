@@ -13,7 +13,7 @@ from pydantic import Field as PydanticField
 from pydantic import ValidationError
 
 from hallulib.errors import RecipeError
-from hallulib.paths import display_path, resolve_path, sha256_text
+from hallulib.files import display_path, resolve_path, sha256_text
 from hallulib.recipe_sections import (
     AssessmentSection,
     DataSection,

@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 
 from hallulib.errors import DataError
-from hallulib.paths import display_path, write_text_atomic
+from hallulib.files import display_path, write_text_atomic
 from hallulib.run import Run, compare_runs, read_manifest
 
 HEADLINE = ["system", "n", "hallucinated", "95 % interval", "omissions", "answered"]

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from hallulib.errors import (
-    CorruptedManifest,
+    HallulibError,
     MissingArtifact,
-    RunMismatch,
-    StaleArtifact,
-    storage_guard,
 )
-from hallulib.paths import (
+from hallulib.files import (
     display_path,
     resolve_path,
     sha256_text,
     sha256_tree,
+    storage_guard,
     write_json_atomic,
     write_text_atomic,
 )
@@ -53,7 +51,7 @@ class Run:
     def open(cls, run_dir: str | Path, recipe: Recipe) -> Run:
         """Open (or start) a run; "" means outputs/<recipe name>, relative counts from the project.
 
-        Raises RunMismatch for another recipe's folder, CorruptedManifest, StorageError.
+        Raises HallulibError for another recipe's folder, HallulibError, HallulibError.
         """
         run = cls(resolve_path(run_dir or f"outputs/{recipe.name}"))
         if not (run.root / MANIFEST).exists():
@@ -63,7 +61,7 @@ class Run:
             write_json_atomic(run.root / MANIFEST, empty)
         owner = run.manifest["recipe"].get("name")
         if owner != recipe.name:
-            raise RunMismatch(
+            raise HallulibError(
                 f"{display_path(run.root)} belongs to recipe '{owner}', not to '{recipe.name}'.",
                 f"Choose another run_dir, or recipe '{owner}'.",
             )
@@ -81,7 +79,7 @@ class Run:
     def require(self, artifact: str) -> Path:
         """The path of a finished, unchanged artifact.
 
-        Raises MissingArtifact (no finished stage wrote it) or StaleArtifact (its content, or an
+        Raises MissingArtifact (no finished stage wrote it) or MissingArtifact (its content, or an
         input of the stage that made it, has changed since); both name the notebook to run.
         """
         manifest = self.manifest
@@ -94,7 +92,7 @@ class Run:
                 f"Run notebook {notebook} first, with the same recipe and run_dir.",
             )
         if sha256_tree(self.path(output)) != record["outputs"].get(output):
-            raise StaleArtifact(
+            raise MissingArtifact(
                 f"{display_path(self.path(output))} is not what stage '{producer}' wrote: "
                 "it was changed afterwards.",
                 f"Run notebook {notebook} again; it makes the artifact anew.",
@@ -102,7 +100,7 @@ class Run:
         changed = _changed_input(manifest, producer)
         if changed:
             stage, name = changed
-            raise StaleArtifact(
+            raise MissingArtifact(
                 f"{artifact} rests on an older {name} than the run holds now.",
                 f"Run notebook {STAGES[stage].notebook} again, then those after it.",
             )
@@ -195,7 +193,7 @@ class Run:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises CorruptedManifest when it cannot be understood."""
+    """The manifest of a run folder. Raises HallulibError when it cannot be understood."""
     path = root / MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -208,7 +206,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         previous = root / PREVIOUS
         restore = f"Put {display_path(previous)} in its place" if previous.exists() else ""
         anew = "delete it: the stages then run again, no other file is touched"
-        raise CorruptedManifest(
+        raise HallulibError(
             f"{display_path(path)} cannot be read ({type(error).__name__}: {error}).",
             f"{restore}; or {anew}." if restore else f"{anew.capitalize()}.",
         ) from None

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.errors import ModelError
+from hallulib.errors import HallulibError
 from hallulib.models import render_prompt
 
 # Logits alive at a time: 2**24 float32 values are 64 MiB, whatever the size of the vocabulary.
@@ -115,7 +115,7 @@ def _require_plain_head(base: torch.nn.Module) -> None:
     config = base.config.get_text_config()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ModelError(
+            raise HallulibError(
                 f"{type(base).__name__} changes its logits after the head ({name}).",
                 "Choose a model without it, such as Llama, Mistral or Qwen2.5.",
             )

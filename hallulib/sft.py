@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hallulib.adapters import attach_adapter, check_gradient_flow, lora_parameters, save_adapter
 from hallulib.errors import DataError
+from hallulib.files import write_text_atomic
 from hallulib.metrics_log import METRICS_FILE, MetricsLog
 from hallulib.models import load_base_model, load_tokenizer
-from hallulib.paths import write_text_atomic
 from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
 from hallulib.run import Run

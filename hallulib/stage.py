@@ -6,9 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hallulib.errors import storage_guard
+from hallulib.files import display_path, storage_guard
 from hallulib.meter import measure, take_comparison
-from hallulib.paths import display_path
 from hallulib.processes import is_main_process, speak_once, wait_for_all
 from hallulib.recipe import Recipe
 from hallulib.run import STAGES, Run
@@ -22,7 +21,7 @@ def stage(
     """Make `body(recipe, run) -> Result` a stage.
 
     If nothing that decides the stage has changed, the body is not run: `load(run)` reads its
-    result back. Otherwise every input is required (MissingArtifact, StaleArtifact), the body is
+    result back. Otherwise every input is required (MissingArtifact, MissingArtifact), the body is
     measured, and its outputs are recorded. Nothing is recorded when the body raises, so the next
     call starts it again, from its checkpoints if it keeps any.
 

@@ -15,8 +15,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hallulib.adapters import save_adapter
 from hallulib.errors import GateFailed
+from hallulib.files import display_path
 from hallulib.models import pick_device
-from hallulib.paths import display_path
 from hallulib.processes import (
     count_processes,
     gather_from_all,

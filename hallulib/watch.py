@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from hallulib.errors import GateFailed, ModelError
+from hallulib.errors import GateFailed, HallulibError
 from hallulib.meter import EXPECTED, note_tensor_peak
 from hallulib.tracker import StorageTracker, follow_model
 
@@ -22,7 +22,7 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory"
 
 @contextmanager
 def explain_out_of_memory(stage: str, longest: int) -> Iterator[None]:
-    """Turn running out of memory (CUDA, MPS or CPU) into a ModelError that says what to lower.
+    """Turn running out of memory (CUDA, MPS or CPU) into a HallulibError that says what to lower.
 
     `stage` is "sft", "reference" or "dpo", `longest` the tokens of the longest row. Beside it
     stand the memory in use and, where the stage's budget was asked before, the prediction.
@@ -41,7 +41,7 @@ def explain_out_of_memory(stage: str, longest: int) -> Iterator[None]:
         if stage in EXPECTED:
             found.append(f"{EXPECTED[stage].needed / 2**30:.2f} GiB were predicted")
             advice = f"{EXPECTED[stage].advice} Or: {advice}"
-        raise ModelError(
+        raise HallulibError(
             f"The longest batch of {stage} (rows of up to {longest} tokens) does not fit: "
             f"{str(error).splitlines()[0]} ({', '.join(found)})",
             advice,

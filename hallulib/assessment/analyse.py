@@ -24,7 +24,7 @@ from hallulib.assessment.records import (
 from hallulib.errors import SessionError
 from hallulib.evaluation.calibration import estimate_true_rate
 from hallulib.evaluation.statistics import compare_paired, estimate_proportion
-from hallulib.paths import sha256_text, write_json_atomic
+from hallulib.files import sha256_text, write_json_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage

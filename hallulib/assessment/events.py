@@ -17,8 +17,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from hallulib.errors import SessionError, storage_guard
-from hallulib.paths import display_path, write_text_atomic
+from hallulib.errors import SessionError
+from hallulib.files import display_path, storage_guard, write_text_atomic
 
 SCHEMA_VERSION = 1
 TAXONOMY_VERSION = 1
@@ -190,7 +190,7 @@ class EventLog:
             os.fsync(file.fileno())
 
     def append(self, event: Event) -> None:
-        """Write one event, onto the disk. Raises StorageError, with the file as it was before."""
+        """Write one event, onto the disk. Raises HallulibError, with the file as it was before."""
         line = to_line(event)
         with storage_guard(self.path):
             try:

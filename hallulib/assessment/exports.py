@@ -19,7 +19,7 @@ from hallulib.assessment.opening import read_generations
 from hallulib.assessment.queue import Slotting, index_rows
 from hallulib.assessment.records import GENERATIONS, SessionRecord, keep_current, read_sessions
 from hallulib.errors import SessionError
-from hallulib.paths import write_text_atomic
+from hallulib.files import write_text_atomic
 from hallulib.run import Run
 
 Row = dict[str, Any]

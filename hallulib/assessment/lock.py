@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from hallulib.errors import SessionError, storage_guard
-from hallulib.paths import display_path
+from hallulib.errors import SessionError
+from hallulib.files import display_path, storage_guard
 
 
 class SessionLock:

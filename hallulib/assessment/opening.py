@@ -10,7 +10,7 @@ from pathlib import Path
 from hallulib.assessment.events import SIMULATED, Header, utc_now
 from hallulib.assessment.queue import Entry, Slotting, hash_entries, read_blind_key
 from hallulib.errors import SessionError
-from hallulib.paths import display_path, sha256_text
+from hallulib.files import display_path, sha256_text
 
 SYSTEMS = ("sft", "dpo")
 

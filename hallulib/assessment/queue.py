@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from hallulib.errors import SessionError
-from hallulib.paths import sha256_text
+from hallulib.files import sha256_text
 
 # A sentence ends at . ! ? before a space and a capital, digit or bracket, or at a line break;
 # not after a single letter ("t.i.d.") or the common abbreviations.

@@ -11,7 +11,7 @@ from hallulib.assessment.opening import read_generations, read_sealed_key
 from hallulib.assessment.queue import Slotting, fill_queue, hash_entries, index_rows
 from hallulib.assessment.state import SessionState
 from hallulib.errors import SessionError
-from hallulib.paths import sha256_text
+from hallulib.files import sha256_text
 from hallulib.run import Run
 
 GENERATIONS = "evaluation/generations.jsonl"

@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 
 from hallulib.errors import SessionError
-from hallulib.paths import project_root
+from hallulib.files import project_root
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 

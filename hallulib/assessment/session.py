@@ -44,7 +44,7 @@ from hallulib.assessment.queue import (
 )
 from hallulib.assessment.state import EntryState, Progress, SessionState
 from hallulib.errors import SessionError
-from hallulib.paths import sha256_text, write_text_atomic
+from hallulib.files import sha256_text, write_text_atomic
 
 
 class AssessmentSession:

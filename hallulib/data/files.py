@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from charset_normalizer import from_bytes
 
 from hallulib.errors import DataError
-from hallulib.paths import display_path
+from hallulib.files import display_path
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # UTF-32 first: its mark begins with that of UTF-16.

@@ -16,7 +16,7 @@ from typing import Any
 from hallulib.data.files import ENDINGS, check_unique_ids, read_records, require_text
 from hallulib.data.schema import build_prompt, hash_context, make_row
 from hallulib.errors import DataError
-from hallulib.paths import display_path, resolve_path
+from hallulib.files import display_path, resolve_path
 
 Row = dict[str, str]
 # MedHal's `source` tells the task. Only the first two have a note to write from.

@@ -25,7 +25,7 @@ from hallulib.data.chats import (
 from hallulib.data.files import check_unique_ids, read_records, require_text
 from hallulib.data.schema import build_prompt, hash_context, make_row
 from hallulib.errors import DataError
-from hallulib.paths import display_path
+from hallulib.files import display_path
 
 Record = dict[str, Any]
 Row = dict[str, str]

@@ -19,8 +19,8 @@ from hallulib.data.own import stream_own_rows
 from hallulib.data.schema import SPLITS, read_rows, write_rows
 from hallulib.data.splits import draw_rows, split_rows
 from hallulib.errors import DataError
+from hallulib.files import resolve_path, write_json_atomic, write_text_atomic
 from hallulib.models import load_tokenizer
-from hallulib.paths import resolve_path, write_json_atomic, write_text_atomic
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DataSection
 from hallulib.run import Run

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from hallulib.detectors.base import Source
 from hallulib.errors import DataError
-from hallulib.paths import display_path
+from hallulib.files import display_path
 
 SPLITS = ("train", "validation", "test")
 # style_group is "seen", "held_out" or "" (unknown); facts is JSON, "" where they are not known;

@@ -12,7 +12,7 @@ from hallulib.detectors.entities import EntitiesDetector
 from hallulib.detectors.facts import FactsDetector
 from hallulib.detectors.noisy import NoisyJudge
 from hallulib.detectors.quality import Case, measure_detector, measure_judge
-from hallulib.errors import ParameterError
+from hallulib.errors import RecipeError
 
 DETECTORS = ("facts", "entities", "nli")
 
@@ -26,10 +26,10 @@ __all__ = [
 def get_detector(name: str, **options: object) -> Detector:
     """Return the detector of that name; options go to its constructor.
 
-    Raises ParameterError for an unknown name, naming those there are.
+    Raises RecipeError for an unknown name, naming those there are.
     """
     if name not in DETECTORS:
-        raise ParameterError(
+        raise RecipeError(
             f"there is no detector called {name!r}", f"use one of: {', '.join(DETECTORS)}"
         )
     if name == "nli":  # the only one that needs torch, so it is loaded when it is asked for

@@ -9,7 +9,7 @@ import pandas as pd
 from hallulib.detectors.base import Source
 from hallulib.detectors.quality import Case
 from hallulib.errors import DataError
-from hallulib.paths import display_path
+from hallulib.files import display_path
 
 _MEDEC = ["Text ID", "Error Flag", "Error Type", "Error Sentence", "Corrected Sentence",
           "Corrected Text"]  # fmt: skip

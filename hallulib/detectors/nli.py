@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hallulib.detectors.base import Judgement, Source, StatementVerdict
 from hallulib.detectors.tokens import find_sentences
-from hallulib.errors import ModelError, ParameterError
-from hallulib.paths import resolve_path
+from hallulib.errors import HallulibError, RecipeError
+from hallulib.files import resolve_path
 
 # what checkpoints call their labels, in lower case and letters only
 _LABELS = {
@@ -34,14 +34,14 @@ class NliDetector:
 
     name_or_path: a folder, or a hub id, with "@revision" if you pin one (do). threshold: the
     probability of entailment from which a sentence counts as supported. batch_size: pairs of text
-    read at a time. Raises ModelError when it cannot be loaded or does not say what its labels mean.
+    read at a time. Raises HallulibError when it cannot be loaded or has no meaning for its labels.
     """
 
     def __init__(
         self, name_or_path: str, threshold: float = 0.5, batch_size: int = 16, device: str = "cpu"
     ) -> None:
         if not 0 < threshold < 1:
-            raise ParameterError(f"the threshold is {threshold}", "give one between 0 and 1 (0.5)")
+            raise RecipeError(f"the threshold is {threshold}", "give one between 0 and 1 (0.5)")
         self.model, self.tokenizer = _load(name_or_path, device)
         self.labels = read_label_order(self.model.config.id2label)
         self.threshold, self.batch_size = threshold, batch_size
@@ -147,7 +147,7 @@ class NliDetector:
 def read_label_order(id2label: dict[int, str]) -> dict[str, int]:
     """Which output means what: {"support": i} and, where there is one, {"contradiction": j}.
 
-    The order differs between checkpoints, so it is read, never assumed. Raises ModelError for
+    The order differs between checkpoints, so it is read, never assumed. Raises HallulibError for
     labels like LABEL_0, which say nothing.
     """
     found: dict[str, list[int]] = {}
@@ -157,7 +157,7 @@ def read_label_order(id2label: dict[int, str]) -> dict[str, int]:
             if plain in names.split():
                 found.setdefault(meaning, []).append(int(place))
     if len(found.get("support", [])) != 1 or sum(map(len, found.values())) != len(id2label):
-        raise ModelError(
+        raise HallulibError(
             f"the labels {list(id2label.values())} do not say which one means 'supported'",
             'write what the model\'s card says into "id2label" of its config.json, with the names '
             "entailment, neutral and contradiction (or entailment and not_entailment)",
@@ -167,7 +167,7 @@ def read_label_order(id2label: dict[int, str]) -> dict[str, int]:
 
 def _load(name_or_path: str, device: str):
     if not name_or_path:
-        raise ModelError(
+        raise HallulibError(
             "the nli detector has no model",
             "set evaluation.nli_model to a folder or a hub id[@revision]",
         )
@@ -181,7 +181,7 @@ def _load(name_or_path: str, device: str):
         model = AutoModelForSequenceClassification.from_pretrained(**where)
     except (OSError, ValueError, ImportError) as error:
         shown = Path(folder).name if folder.is_dir() else name
-        raise ModelError(
+        raise HallulibError(
             f"the entailment model '{shown}' cannot be loaded: {str(error).splitlines()[0]}",
             "check evaluation.nli_model: a folder, or a hub id and the network",
         ) from error

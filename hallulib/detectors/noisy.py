@@ -6,7 +6,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from hallulib.detectors.base import Detector, Judgement, Source, StatementVerdict
-from hallulib.errors import ParameterError
+from hallulib.errors import RecipeError
 
 
 class NoisyJudge:
@@ -27,7 +27,7 @@ class NoisyJudge:
     ) -> None:
         for rate in (false_positive_rate, false_negative_rate):
             if not 0 <= rate < 1:
-                raise ParameterError(
+                raise RecipeError(
                     f"an error rate of a judge is {rate}", "give a share from 0 up to 1 (0.05)"
                 )
         self.detector = detector

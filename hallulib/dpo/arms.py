@@ -8,8 +8,7 @@ from pathlib import Path
 
 from hallulib.dpo.step import Arm
 from hallulib.dpo.train import DpoResult, train_arm
-from hallulib.errors import storage_guard
-from hallulib.paths import display_path, sha256_tree, write_json_atomic
+from hallulib.files import display_path, sha256_tree, storage_guard, write_json_atomic
 from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
 from hallulib.run import Run

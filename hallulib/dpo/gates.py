@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from hallulib.adapters import ADAPTER_FILES, lora_parameters
 from hallulib.dpo.batching import TokenPair
 from hallulib.errors import GateFailed
-from hallulib.paths import display_path, write_json_atomic
+from hallulib.files import display_path, write_json_atomic
 
 REFERENCE_FILE = "reference.json"
 # How far the first loss may be from ln 2, and a margin from 0: rounding between the shapes of the

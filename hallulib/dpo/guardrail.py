@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from hallulib.adapters import save_adapter
 from hallulib.detectors import Detector, Source, get_detector
+from hallulib.files import write_json_atomic
 from hallulib.generation import generate_summaries, limit_new_tokens
 from hallulib.metrics_log import MetricsLog
-from hallulib.paths import write_json_atomic
 from hallulib.processes import gather_from_all, is_main_process
 from hallulib.recipe import Recipe
 

@@ -20,10 +20,10 @@ from typing import Any
 import pandas as pd
 
 from hallulib.dpo.sampled import Samples, build_judge, choose_pair, collect_samples, judge_sample
-from hallulib.errors import DataError, storage_guard
+from hallulib.errors import DataError
+from hallulib.files import storage_guard, write_text_atomic
 from hallulib.generation import Generation
 from hallulib.models import load_tokenizer
-from hallulib.paths import write_text_atomic
 from hallulib.perturb import choose_edits
 from hallulib.recipe import Recipe
 from hallulib.run import Run

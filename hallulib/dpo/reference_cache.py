@@ -27,9 +27,9 @@ from transformers import PreTrainedTokenizerBase
 from hallulib.dpo.batching import TokenisedPairs, TokenPair, collate_pairs, tokenise_pairs
 from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout, completion_logps
 from hallulib.dpo.reference_key import fingerprint_reference, hash_fields
-from hallulib.errors import GateFailed, storage_guard
+from hallulib.errors import GateFailed
+from hallulib.files import display_path, storage_guard, write_json_atomic
 from hallulib.models import load_policy, load_tokenizer
-from hallulib.paths import display_path, write_json_atomic
 from hallulib.processes import count_processes, is_main_process, process_rank, wait_for_all
 from hallulib.recipe import Recipe
 from hallulib.run import Run

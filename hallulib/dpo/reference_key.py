@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.paths import sha256_text
+from hallulib.files import sha256_text
 from hallulib.recipe import Recipe
 
 SCHEMA = 2  # of the shards; other shards are left alone

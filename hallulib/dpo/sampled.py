@@ -15,9 +15,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from hallulib.detectors import Detector, NoisyJudge, Source, get_detector
-from hallulib.errors import storage_guard
+from hallulib.files import recover_lines, storage_guard
 from hallulib.generation import Generation, generate_summaries, limit_new_tokens
-from hallulib.jsonl import recover_lines
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.run import Run

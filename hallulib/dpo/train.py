@@ -17,9 +17,9 @@ from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout
 from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
 from hallulib.dpo.step import Arm
 from hallulib.dpo.trainer import SequentialDPOTrainer
+from hallulib.files import write_text_atomic
 from hallulib.metrics_log import METRICS_FILE, MetricsLog, ValidationPatience
 from hallulib.models import load_policy, load_tokenizer
-from hallulib.paths import write_text_atomic
 from hallulib.processes import count_processes, is_main_process
 from hallulib.recipe import Recipe
 from hallulib.run import Run

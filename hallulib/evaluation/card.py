@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hallulib.evaluation.metrics import PRIMARY
 from hallulib.evaluation.report import headline_table, result_sentences
-from hallulib.paths import display_path, resolve_path, write_text_atomic
+from hallulib.files import display_path, resolve_path, write_text_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 

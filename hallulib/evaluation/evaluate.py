@@ -19,9 +19,15 @@ from hallulib.evaluation.metrics import build_summary, group_by_system, make_rec
 from hallulib.evaluation.outputs import generate_all
 from hallulib.evaluation.page import write_pages
 from hallulib.evaluation.texts import measure_texts
-from hallulib.jsonl import append_lines, read_jsonl, recover_lines, write_jsonl
+from hallulib.files import (
+    append_lines,
+    display_path,
+    read_jsonl,
+    recover_lines,
+    write_json_atomic,
+    write_jsonl,
+)
 from hallulib.models import pick_device
-from hallulib.paths import display_path, write_json_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage

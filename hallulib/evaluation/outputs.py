@@ -9,8 +9,8 @@ import torch
 from tqdm.auto import tqdm
 
 from hallulib.errors import DataError
+from hallulib.files import append_lines, read_jsonl, recover_lines
 from hallulib.generation import generate_summaries
-from hallulib.jsonl import append_lines, read_jsonl, recover_lines
 from hallulib.models import load_systems, load_tokenizer, use_system
 from hallulib.recipe import Recipe
 from hallulib.run import Run

@@ -23,7 +23,7 @@ from hallulib.evaluation.report import (
     result_sentences,
     say_all,
 )
-from hallulib.paths import write_text_atomic
+from hallulib.files import write_text_atomic
 
 SHOWN = {"fixed": 3, "broken": 3, "both_bad": 2}  # items of each kind that are shown in full
 LISTED = 8  # ids named per kind; all of them are in evaluation.jsonl

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from hallulib.errors import ModelError
+from hallulib.errors import HallulibError
 from hallulib.memory.counts import count_parameters
 from hallulib.memory.steps import StepShape
 from hallulib.memory.strategies import Strategy
@@ -20,13 +20,13 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 def estimate_terms(
     config: PretrainedConfig, recipe: Recipe, plan: Strategy, shape: StepShape
 ) -> dict[str, int]:
-    """Return estimated bytes by term. Raises ModelError where the sizes are not a decoder's."""
+    """Return estimated bytes by term. Raises HallulibError where the sizes are not a decoder's."""
     counts, size = count_parameters(config, recipe.lora), BYTES[recipe.model.dtype]
     text = config.get_text_config()
     try:
         hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     except AttributeError as error:
-        raise ModelError(
+        raise HallulibError(
             f"A '{config.model_type}' configuration has not the sizes of a decoder ({error}).",
             "Give the configuration of a decoder such as Llama, Mistral or Qwen.",
         ) from None

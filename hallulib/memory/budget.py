@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from hallulib.files import write_json_atomic
 from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import MemoryBudget, Question, change_recipe, make_shape, predict_peak
 from hallulib.memory.strategies import STRATEGIES, find_strategy
 from hallulib.memory.table import CARDS_GB, list_large, predict_large
 from hallulib.memory.tracing import trace_real
-from hallulib.paths import write_json_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from hallulib.errors import ParameterError
+from hallulib.errors import RecipeError
 from hallulib.memory.calibrate import measure_rate
 from hallulib.memory.peak import GIB
 from hallulib.recipe import nearest
@@ -48,7 +48,7 @@ def load_cards() -> list[Card]:
 def find_card(text: str) -> Card:
     """Return the card of that name in rates.yaml, or of that size ("12GB", "12").
 
-    Raises ParameterError for an unknown one.
+    Raises RecipeError for an unknown one.
     """
     size = text.lower().removesuffix("gb").removesuffix("gib").strip()
     if size.replace(".", "", 1).isdigit() and float(size) > 0:
@@ -59,16 +59,16 @@ def find_card(text: str) -> Card:
         return by_key[text.lower()]
     close = nearest(text, list(cards))
     hint = f" Did you mean '{close}'?" if close else ""
-    raise ParameterError(
+    raise RecipeError(
         f"There is no card '{text}'.{hint}",
         f"Give its memory, as 12GB, or one of {', '.join(cards)}.",
     )
 
 
 def detect_card() -> Card:
-    """Return the GPU of this machine, timed. Raises ParameterError where there is none."""
+    """Return the GPU of this machine, timed. Raises RecipeError where there is none."""
     if not torch.cuda.is_available():
-        raise ParameterError("There is no NVIDIA GPU here.", "Name one to plan for: --gpu 12GB.")
+        raise RecipeError("There is no NVIDIA GPU here.", "Name one to plan for: --gpu 12GB.")
     found = torch.cuda.get_device_properties(0)
     rate = measure_rate("cuda", torch.bfloat16)
     source = "a few steps of a small shape in bfloat16 on this card, just now"

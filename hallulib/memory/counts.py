@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from hallulib.errors import ModelError
-from hallulib.paths import resolve_path
+from hallulib.errors import HallulibError
+from hallulib.files import resolve_path
 from hallulib.recipe import LoraSection
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -79,7 +79,7 @@ class ParameterCounts:
 
 def load_model_config(name_or_path: str, revision: str = "main") -> PretrainedConfig:
     """The configuration of a local folder, of a shape that ships ("llama-3-8b" or its hub id), or
-    of a hub model. Raises ModelError when there is none."""
+    of a hub model. Raises HallulibError when there is none."""
     shipped = CONFIGS / f"{SHIPPED.get(name_or_path, name_or_path)}.json"
     if shipped.is_file():
         return AutoConfig.for_model(**json.loads(shipped.read_text("utf-8")))
@@ -89,7 +89,7 @@ def load_model_config(name_or_path: str, revision: str = "main") -> PretrainedCo
             return AutoConfig.from_pretrained(folder)
         return AutoConfig.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelError(
+        raise HallulibError(
             f"No configuration of '{name_or_path}' was found ({str(error).splitlines()[0]}).",
             "Give a folder with a config.json, a hub id (needs the network once), or one of "
             f"{', '.join(sorted(SHIPPED.values()))}.",
@@ -97,14 +97,14 @@ def load_model_config(name_or_path: str, revision: str = "main") -> PretrainedCo
 
 
 def require_decoder(config: PretrainedConfig) -> None:
-    """Raise ModelError for an encoder such as BERT, or a model of encoder and decoder such as T5.
+    """Raise HallulibError for an encoder such as BERT, or an encoder and decoder such as T5.
 
     transformers builds many of them under the head of a decoder, without a word: their attention
     looks ahead, so log-probabilities of what they "write" mean nothing.
     """
     looks_ahead = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if config.is_encoder_decoder or looks_ahead and not getattr(config, "is_decoder", False):
-        raise ModelError(
+        raise HallulibError(
             f"A '{config.model_type}' configuration is that of an encoder, which writes no text.",
             "Give the configuration of a decoder such as Llama, Mistral or Qwen.",
         )
@@ -113,7 +113,7 @@ def require_decoder(config: PretrainedConfig) -> None:
 def count_parameters(config: PretrainedConfig, lora: LoraSection) -> ParameterCounts:
     """Count on the meta device; a second or less, whatever the size.
 
-    Raises ModelError when the configuration is not a decoder's or LoRA finds no such layers.
+    Raises HallulibError when the configuration is not a decoder's or LoRA finds no such layers.
     """
     require_decoder(config)
     targets = lora.target_modules
@@ -128,7 +128,7 @@ def _count(kind: type, config_json: str, r: int, targets: str | tuple[str, ...])
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise ModelError(
+        raise HallulibError(
             f"'{config.model_type}' cannot be counted: {str(error).splitlines()[0][:200]}",
             "Give the configuration of a decoder, such as Llama, Mistral or Qwen.",
         ) from None
@@ -140,7 +140,7 @@ def _count(kind: type, config_json: str, r: int, targets: str | tuple[str, ...])
     }
     adapted = [shape for name, shape in layers.items() if _is_target(name, r, targets)]
     if not adapted:
-        raise ModelError(
+        raise HallulibError(
             f"LoRA finds no layer called {targets} in '{config.model_type}'.",
             f"Use all-linear, or names such as {', '.join(_leaf_names(layers))}.",
         )

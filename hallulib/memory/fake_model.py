@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
 from hallulib.adapters import attach_adapter
-from hallulib.errors import ModelError
+from hallulib.errors import HallulibError
 from hallulib.models import _build_quantization
 from hallulib.recipe import Recipe
 from hallulib.tracker import StorageTracker
@@ -39,8 +39,8 @@ def build_skeleton(
 ) -> PeftModel:
     """Return base model and trainable adapter as this project makes them, on the meta device.
 
-    With two `adapters` a frozen copy called "reference" stands beside "default". Raises ModelError
-    for what is no decoder and for an adapter that finds no layer.
+    With two `adapters` a frozen copy called "reference" stands beside "default". Raises
+    HallulibError for what is no decoder and for an adapter that finds no layer.
     """
     dtype = getattr(torch, recipe.model.dtype)
     try:
@@ -51,7 +51,7 @@ def build_skeleton(
         _replace_packed(model, recipe, dtype, double_quant)
         policy = attach_adapter(model.eval().requires_grad_(False), recipe)
     except ValueError as error:
-        raise ModelError(
+        raise HallulibError(
             f"A '{config.model_type}' configuration makes no decoder with this adapter: "
             f"{str(error).splitlines()[0][:200]}",
             "Give the configuration of a decoder such as Llama, Mistral or Qwen; "

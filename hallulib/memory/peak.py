@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from hallulib.errors import HallulibError, ModelError
+from hallulib.errors import HallulibError
+from hallulib.files import display_path
 from hallulib.memory import allocator, analytic
 from hallulib.memory.counts import require_decoder
 from hallulib.memory.layers import trace_by_layers
@@ -20,7 +21,6 @@ from hallulib.memory.prediction_cache import PredictionCache
 from hallulib.memory.steps import HEADS, PAGED, StepShape
 from hallulib.memory.strategies import Strategy, find_strategy
 from hallulib.memory.tracing import Levers, trace_strategy
-from hallulib.paths import display_path
 from hallulib.recipe import Recipe
 from hallulib.tracker import Trace
 
@@ -111,7 +111,7 @@ def predict_peak(
     """Predicted peak of one pass of `strategy` with the recipe's LoRA, precision and batch.
 
     Further keywords are those of :class:`Question`. "cached_reference" is the larger of its passes.
-    A prediction that was made before is read from `cache`. Raises ModelError for no decoder, an
+    A prediction that was made before is read from `cache`. Raises HallulibError for no decoder, an
     unknown strategy or head, or more tokens than positions.
     """
     if strategy == "cached_reference":
@@ -147,14 +147,15 @@ def predict_peak(
 def make_shape(
     config: PretrainedConfig, recipe: Recipe, plan: Strategy, question: Question
 ) -> StepShape:
-    """Return the batch that is asked for. Raises ModelError where the model cannot take it."""
+    """Return the batch that is asked for. Raises HallulibError where the model cannot take it."""
     require_decoder(config)
     if question.head not in HEADS:
-        raise ModelError(f"There is no head '{question.head}'.", f"Use one of {', '.join(HEADS)}.")
+        heads = ", ".join(HEADS)
+        raise HallulibError(f"There is no head '{question.head}'.", f"Use one of {heads}.")
     tokens = question.sequence_tokens or recipe.model.max_length
     positions = getattr(config.get_text_config(), "max_position_embeddings", tokens)
     if tokens > positions:
-        raise ModelError(
+        raise HallulibError(
             f"{tokens} tokens are more than the {positions} positions of this model.",
             "Shorten the sequences (model.max_length).",
         )

@@ -11,13 +11,13 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
-from hallulib.errors import DataError, ParameterError
+from hallulib.errors import DataError, RecipeError
+from hallulib.files import display_path, resolve_path
 from hallulib.memory.budget import read_longest
 from hallulib.memory.cards import Card, detect_card, find_card
 from hallulib.memory.counts import count_parameters, load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, change_recipe, predict_peak
 from hallulib.memory.strategies import find_strategy
-from hallulib.paths import display_path, resolve_path
 from hallulib.recipe import Recipe, load_recipe
 
 MARGIN = 0.05  # of the card: what a plan leaves free
@@ -101,7 +101,7 @@ def make_plan(
 
     Fastest first: unpacked weights before packed ones, activations kept before recomputed, large
     micro-batches before small. The pairs per optimiser step stay the recipe's. Raises
-    ParameterError when nothing fits, naming the term that is in the way.
+    RecipeError when nothing fits, naming the term that is in the way.
     """
     room = card.memory_gb * (1 - MARGIN)
     weights = count_parameters(config, recipe.lora).base_bytes("none", 2)
@@ -127,7 +127,7 @@ def make_plan(
                 break
         if best is not None:
             return best
-    raise ParameterError(
+    raise RecipeError(
         f"Nothing fits in {card.memory_gb:g} GiB: the least is {least.total / GIB:.1f} GiB, of "
         f"which {least.terms[least.largest] / GIB:.1f} are {least.largest.replace('_', ' ')}.",
         "Shorten the rows (model.max_length), choose a smaller model, or a larger card.",
@@ -229,7 +229,7 @@ def plan_training(model: str, gpu: str, data: str, recipe_name: str) -> tuple[st
     """Return a plan in plain words, and the recipe it makes of `recipe_name`.
 
     `gpu` is a name or a size, "" the card that is here; `data` a run folder or its audit.json, ""
-    rows as long as the recipe allows. Raises ParameterError, DataError or ModelError.
+    rows as long as the recipe allows. Raises RecipeError, DataError or HallulibError.
     """
     recipe = load_recipe(recipe_name, {"model.name_or_path": model} if model else None)
     card = find_card(gpu) if gpu else detect_card()

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from hallulib.errors import StorageError
-from hallulib.paths import resolve_path, sha256_text, write_json_atomic
+from hallulib.errors import HallulibError
+from hallulib.files import resolve_path, sha256_text, write_json_atomic
 from hallulib.provenance import STAGES, hash_code, library_versions
 from hallulib.recipe import Recipe
 
@@ -65,7 +65,7 @@ class PredictionCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json_atomic(self._place(key), values)
-        except (OSError, StorageError):
+        except (OSError, HallulibError):
             return
 
     def _place(self, key: str) -> Path:

@@ -7,7 +7,7 @@ import json
 import psutil
 import torch
 
-from hallulib.errors import ModelError
+from hallulib.errors import HallulibError
 from hallulib.memory.budget import MEASURED_STAGES, pick_budget_device, read_longest
 from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, predict_peak
@@ -19,7 +19,7 @@ from hallulib.run import Run
 def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> MemoryBudget | None:
     """Predict the stage's peak on the longest rows and compare it with the free memory.
 
-    Returns the prediction (None for a stage that has none). Raises ModelError, saying what to
+    Returns the prediction (None for a stage that has none). Raises HallulibError, saying what to
     change, when it does not fit, unless `force`.
     """
     strategy = MEASURED_STAGES.get(stage)
@@ -38,7 +38,7 @@ def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> Mem
     EXPECTED[stage] = Expectation(wanted, advice, budget.allocated, budget.reserved)
     if wanted <= free or force:
         return budget
-    raise ModelError(
+    raise HallulibError(
         f"{stage} would need {wanted / GIB:.1f} GiB on its longest rows ({tokens['sequence']} "
         f"tokens, {budget.method}), most of it {budget.largest.replace('_', ' ')}; "
         f"{free / GIB:.1f} GiB are free.",

@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from hallulib.files import write_json_atomic
 from hallulib.memory.counts import load_model_config
 from hallulib.memory.planner import find_largest_batch, find_longest_sequence
 from hallulib.memory.prediction_cache import decisive_versions
 from hallulib.memory.table import CARDS_GB, MODELS, make_large_recipe
-from hallulib.paths import write_json_atomic
 
 SHIPPED = Path(__file__).parent / "reach.json"
 STRATEGY, TOKENS = "cached_reference_pass2", 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hallulib.errors import ModelError
+from hallulib.errors import HallulibError
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in _ALL}
 
 
 def find_strategy(name: str) -> Strategy:
-    """Return the strategy of that name. Raises ModelError when there is none."""
+    """Return the strategy of that name. Raises HallulibError when there is none."""
     if name not in STRATEGIES:
-        raise ModelError(
+        raise HallulibError(
             f"There is no strategy '{name}'.",
             f"Use cached_reference or one of {', '.join(STRATEGIES)}.",
         )

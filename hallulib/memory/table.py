@@ -12,12 +12,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from hallulib.files import write_text_atomic
 from hallulib.memory.counts import SHIPPED as MODELS
 from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import MemoryBudget, predict_peak
 from hallulib.memory.prediction_cache import SHIPPED, PredictionCache, decisive_versions
 from hallulib.memory.strategies import STRATEGIES
-from hallulib.paths import write_text_atomic
 from hallulib.recipe import Recipe, load_recipe
 
 LENGTHS = (512, 1024, 2048)

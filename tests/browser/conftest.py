@@ -18,7 +18,7 @@ import pytest
 from hallulib.clinic.facts import check
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference, write_summary
-from hallulib.paths import project_root
+from hallulib.files import project_root
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
 

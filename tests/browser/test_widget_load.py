@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hallulib.paths import project_root
+from hallulib.files import project_root
 
 sys.path.insert(0, str(project_root() / "benchmarks"))
 from widget_load import ITEMS, WORDS, measure_load  # noqa: E402

@@ -8,9 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from hallulib.files import project_root
 from hallulib.gallery import GALLERY, find_stale
 from hallulib.notebook import check_parameters
-from hallulib.paths import project_root
 from hallulib.provenance import STAGES
 
 pytestmark = pytest.mark.static

@@ -16,7 +16,7 @@ from hallulib.clinic.styles import (
     list_templates,
 )
 from hallulib.clinic.summaries import write_reference, write_summary
-from hallulib.paths import project_root
+from hallulib.files import project_root
 
 pytestmark = pytest.mark.unit
 

@@ -18,13 +18,9 @@ from test_run import small_disk
 
 from hallulib.course import find_notebooks, run_course, select_notebooks
 from hallulib.errors import (
-    CorruptedManifest,
     DataError,
-    NotebookFailed,
-    ParameterError,
+    HallulibError,
     RecipeError,
-    RunMismatch,
-    StorageError,
 )
 from hallulib.gallery import find_stale, publish_gallery
 from hallulib.notebook import Progress, check_parameters, format_seconds
@@ -192,7 +188,7 @@ def test_a_failing_cell_is_named_kept_and_continued(tmp_path):
     folder, run_dir = tmp_path / "notebooks", tmp_path / "run"
     write_notebook(folder, "01_data_prep", MAKE_DATA)
     write_notebook(folder, "02_two", "print('before')", "1 / 0", "print('after')")
-    with pytest.raises(NotebookFailed) as caught:
+    with pytest.raises(HallulibError) as caught:
         call(folder, run_dir)
     assert "02_two stopped in cell 'step-2'" in caught.value.what
     assert "ZeroDivisionError: division by zero" in caught.value.what
@@ -210,7 +206,7 @@ def test_our_own_error_in_a_cell_brings_its_next_step(tmp_path):
     folder = tmp_path / "notebooks"
     raises = "from hallulib.errors import DataError; raise DataError('Too few rows.', 'Add some.')"
     write_notebook(folder, "01_one", raises)
-    with pytest.raises(NotebookFailed) as caught:
+    with pytest.raises(HallulibError) as caught:
         call(folder, tmp_path / "run")
     assert caught.value.what.endswith("DataError: Too few rows.")
     assert caught.value.next_step.startswith("Add some.")
@@ -218,7 +214,7 @@ def test_our_own_error_in_a_cell_brings_its_next_step(tmp_path):
 
 def test_a_kernel_that_dies_is_a_failure_that_speaks_of_memory(tmp_path):
     write_notebook(tmp_path / "notebooks", "01_one", "import os; os._exit(9)")
-    with pytest.raises(NotebookFailed, match="step-1(.|\n)*memory"):
+    with pytest.raises(HallulibError, match="step-1(.|\n)*memory"):
         call(tmp_path / "notebooks", tmp_path / "run")
 
 
@@ -258,7 +254,7 @@ def wait_for(condition, seconds=60):
 def test_a_disk_that_fills_up_during_a_notebook_is_named_as_such(tmp_path):
     write_notebook(tmp_path / "notebooks", "01_one", "print('x' * 400_000)")
     with small_disk(tmp_path / "disk", "rw") as disk:
-        with pytest.raises(StorageError, match="full"):
+        with pytest.raises(HallulibError, match="full"):
             call(tmp_path / "notebooks", disk / "run")
 
 
@@ -279,7 +275,7 @@ def test_a_wrong_recipe_key_is_refused_before_anything_runs(one):
 
 def test_a_folder_of_another_recipe_is_refused_before_anything_runs(one):
     run_course("tiny-cpu", one[1], notebooks=write_done(one[0].parent / "other"), stream=sys.stderr)
-    with pytest.raises(RunMismatch):
+    with pytest.raises(HallulibError):
         run_course("qwen2.5-0.5b", one[1], notebooks=one[0])
 
 
@@ -291,23 +287,23 @@ def write_done(folder):
 def test_a_corrupted_manifest_is_refused_before_anything_runs(one):
     one[1].mkdir()
     (one[1] / "manifest.json").write_text("{")
-    with pytest.raises(CorruptedManifest):
+    with pytest.raises(HallulibError):
         call(*one)
 
 
 def test_a_notebook_that_does_not_declare_a_parameter_is_refused(tmp_path):
     write_notebook(tmp_path, "01_one", "1", parameters='recipes = "x"')
-    with pytest.raises(ParameterError, match="no parameter 'recipe'. Did you mean 'recipes'"):
+    with pytest.raises(RecipeError, match="no parameter 'recipe'. Did you mean 'recipes'"):
         call(tmp_path, tmp_path / "run")
 
 
 def test_an_unknown_number_names_the_notebooks_there_are(one):
-    with pytest.raises(ParameterError, match="01_one"):
+    with pytest.raises(RecipeError, match="01_one"):
         call(*one, only="04")
 
 
 def test_a_folder_without_notebooks_is_an_error(tmp_path):
-    with pytest.raises(ParameterError, match="no notebooks"):
+    with pytest.raises(RecipeError, match="no notebooks"):
         find_notebooks(tmp_path)
 
 
@@ -319,7 +315,7 @@ def test_a_notebook_is_chosen_by_number_or_name(wanted):
 
 
 def test_from_and_only_together_are_refused():
-    with pytest.raises(ParameterError):
+    with pytest.raises(RecipeError):
         select_notebooks([Path("01_a.ipynb")], "1", "1")
 
 
@@ -368,18 +364,18 @@ def test_text_becomes_the_type_of_the_declared_default(typed, name, given, taken
     ],
 )
 def test_a_value_of_another_type_is_refused_by_name(typed, name, given):
-    with pytest.raises(ParameterError, match=name):
+    with pytest.raises(RecipeError, match=name):
         check_parameters(typed, {name: given})
 
 
 def test_an_unknown_parameter_names_the_nearest(typed):
-    with pytest.raises(ParameterError, match="'stepz'. Did you mean 'steps'"):
+    with pytest.raises(RecipeError, match="'stepz'. Did you mean 'steps'"):
         check_parameters(typed, {"stepz": 1})
 
 
 def test_a_default_that_is_no_literal_is_refused(tmp_path):
     path = write_notebook(tmp_path, "01_x", "1", parameters="steps = 2 * 3  # n")
-    with pytest.raises(ParameterError, match="not a literal"):
+    with pytest.raises(RecipeError, match="not a literal"):
         check_parameters(path, {"steps": 1})
 
 

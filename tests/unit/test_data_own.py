@@ -16,7 +16,7 @@ from hallulib.data.own import stream_own_rows
 from hallulib.data.schema import build_prompt, hash_context
 from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError, RecipeError
-from hallulib.paths import project_root
+from hallulib.files import project_root
 from hallulib.recipe import load_recipe
 
 pytestmark = pytest.mark.unit

@@ -20,7 +20,7 @@ from hallulib.detectors import (
 from hallulib.detectors.base import Judgement
 from hallulib.detectors.terms import name_term
 from hallulib.detectors.tokens import read_tokens, stem
-from hallulib.errors import DataError, ParameterError
+from hallulib.errors import DataError, RecipeError
 
 pytestmark = pytest.mark.unit
 REAL = Path(__file__).parents[3] / "shared" / "realdata"
@@ -211,7 +211,7 @@ def test_the_exact_detector_refuses_a_row_without_facts():
 
 
 def test_an_unknown_detector_is_refused_by_name():
-    with pytest.raises(ParameterError, match="'nonsense'.*\n.*facts, entities, nli"):
+    with pytest.raises(RecipeError, match="'nonsense'.*\n.*facts, entities, nli"):
         get_detector("nonsense")
 
 
@@ -255,7 +255,7 @@ def test_noise_at_rate_zero_changes_nothing_and_rate_one_is_refused():
     silent = NoisyJudge(exact, 0.0, 0.0)
     assert silent.judge(*row).statements == exact.judge(*row).statements
     assert silent.name == "facts+noise"
-    with pytest.raises(ParameterError, match="error rate"):
+    with pytest.raises(RecipeError, match="error rate"):
         NoisyJudge(exact, 1.0, 0.0)
 
 

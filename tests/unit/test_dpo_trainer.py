@@ -21,9 +21,9 @@ from hallulib.dpo.step import Arm
 from hallulib.dpo.train import load_dpo_result, train_dpo
 from hallulib.dpo.trainer import SequentialDPOTrainer
 from hallulib.errors import GateFailed
+from hallulib.files import sha256_tree
 from hallulib.metrics_log import read_metrics
 from hallulib.models import load_base_model, load_policy
-from hallulib.paths import sha256_tree
 from hallulib.sft import train_sft
 from hallulib.training import find_last_checkpoint
 

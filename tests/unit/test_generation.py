@@ -8,7 +8,7 @@ from tiny_model import make_texts, shared_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hallulib import generation
-from hallulib.errors import ParameterError
+from hallulib.errors import RecipeError
 from hallulib.generation import generate_summaries, limit_new_tokens
 from hallulib.models import render_prompt
 
@@ -132,7 +132,7 @@ def test_no_more_logits_are_made_than_tokens_are_chosen(model, tokenizer):
 
 
 def test_several_samples_without_a_temperature_are_refused(model, tokenizer):
-    with pytest.raises(ParameterError, match="temperature 0"):
+    with pytest.raises(RecipeError, match="temperature 0"):
         generate(model, tokenizer, num_samples=2)
 
 

@@ -11,7 +11,7 @@ from hallulib import scoring
 from hallulib.adapters import attach_adapter
 from hallulib.dpo.batching import TokenPair, collate_pairs, tokenise_pair, tokenise_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
-from hallulib.errors import DataError, ModelError
+from hallulib.errors import DataError, HallulibError
 from hallulib.models import load_base_model, render_prompt
 
 pytestmark = pytest.mark.unit
@@ -174,7 +174,7 @@ def test_the_address_of_a_pair_is_its_content_and_where_the_completion_starts():
 def test_a_model_that_changes_its_logits_after_the_head_is_refused(model, pairs):
     model.config.final_logit_softcapping = 30.0
     try:
-        with pytest.raises(ModelError, match="final_logit_softcapping"):
+        with pytest.raises(HallulibError, match="final_logit_softcapping"):
             completion_logps(model, collate_pairs(pairs, pad_id=0))
     finally:
         del model.config.final_logit_softcapping

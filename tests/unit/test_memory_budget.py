@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hallulib.errors import MissingArtifact, ModelError
+from hallulib.errors import HallulibError, MissingArtifact
 from hallulib.memory import (
     STRATEGIES,
     MemoryBudget,
@@ -172,17 +172,17 @@ def test_a_model_that_does_not_run_fake_gets_an_estimate_that_says_so(tmp_path, 
 
 def test_bad_input_is_named():
     config, recipe = load_model_config("llama-3-8b"), load_recipe("tiny-cpu")
-    with pytest.raises(ModelError, match="no strategy 'dual'"):
+    with pytest.raises(HallulibError, match="no strategy 'dual'"):
         predict_peak(config, recipe, "dual")
-    with pytest.raises(ModelError, match="no head 'half'"):
+    with pytest.raises(HallulibError, match="no head 'half'"):
         predict_peak(config, recipe, head="half")
-    with pytest.raises(ModelError, match="9000 tokens are more than the 8192 positions"):
+    with pytest.raises(HallulibError, match="9000 tokens are more than the 8192 positions"):
         predict_peak(config, recipe, sequence_tokens=9000)
-    with pytest.raises(ModelError, match="is that of an encoder"):
+    with pytest.raises(HallulibError, match="is that of an encoder"):
         predict_peak(AutoConfig.for_model("t5"), recipe)
-    with pytest.raises(ModelError, match="makes no decoder"):
+    with pytest.raises(HallulibError, match="makes no decoder"):
         predict_peak(AutoConfig.for_model("vit"), recipe)
-    with pytest.raises(ModelError, match="no layer called .*no_such_layer"):
+    with pytest.raises(HallulibError, match="no layer called .*no_such_layer"):
         count_parameters(config, LoraSection(target_modules=["no_such_layer"]))
 
 
@@ -223,7 +223,7 @@ def test_the_explorer_redraws_from_what_is_known_and_computes_the_rest_when_aske
 
 def test_an_unknown_model_is_named_without_touching_the_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="No configuration of 'nobody/nothing'"):
+    with pytest.raises(HallulibError, match="No configuration of 'nobody/nothing'"):
         load_model_config("nobody/nothing")
 
 

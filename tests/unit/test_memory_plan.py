@@ -9,7 +9,7 @@ from tiny_model import make_recipe, start_run
 from transformers import AutoConfig
 
 from hallulib.cli import main
-from hallulib.errors import DataError, ModelError, ParameterError
+from hallulib.errors import DataError, HallulibError, RecipeError
 from hallulib.memory import cards, check_fits, load_model_config, planner, predict_peak, preflight
 from hallulib.memory.peak import GIB, change_recipe
 from hallulib.memory.table import predict_large
@@ -61,7 +61,7 @@ def test_a_card_is_found_by_name_or_size_and_a_wrong_one_is_named():
     assert cards.find_card("12GB").memory_gb == cards.find_card("12").memory_gb == 12
     assert cards.find_card("rtx 5070").memory_gb == 12
     assert cards.find_card("T4").source.startswith("Mistral-7B")
-    with pytest.raises(ParameterError, match="no card 'RTX 5071'. Did you mean 'RTX 5070'"):
+    with pytest.raises(RecipeError, match="no card 'RTX 5071'. Did you mean 'RTX 5070'"):
         cards.find_card("RTX 5071")
 
 
@@ -73,7 +73,7 @@ def test_a_plan_keeps_the_pairs_per_step_and_everything_in_it_fits():
     assert changed.dpo.batch_size * changed.dpo.gradient_accumulation == 4
     assert changed.model.quantization == "none" and not changed.model.gradient_checkpointing
     assert all(budget.fits(0.95) for budget in plan.passes) and len(plan.passes) == 3
-    with pytest.raises(ParameterError, match="Nothing fits in 0.5 GiB: the least is"):
+    with pytest.raises(RecipeError, match="Nothing fits in 0.5 GiB: the least is"):
         planner.make_plan(config, recipe, cards.Card("a small card", 0.5), 128, 64)
 
 
@@ -132,7 +132,7 @@ def test_a_stage_that_cannot_fit_is_refused_and_force_starts_it(tmp_path, monkey
     assert fitting.strategy == "sft" and fitting.device == "cpu"
     assert check_fits(recipe, run, "evaluation") is None
     monkeypatch.setattr(preflight, "read_free_bytes", lambda device: 1000)
-    with pytest.raises(ModelError, match="sft would need .* GiB are free") as refusal:
+    with pytest.raises(HallulibError, match="sft would need .* GiB are free") as refusal:
         check_fits(recipe, run, "sft")
     assert "sft.batch_size" in str(refusal.value) or "checkpointing" in str(refusal.value)
     assert check_fits(recipe, run, "sft", force=True) == fitting

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from hallulib import scoring
 from hallulib.adapters import attach_adapter
-from hallulib.errors import ModelError
+from hallulib.errors import HallulibError
 from hallulib.memory import Levers, load_model_config, predict_peak
 from hallulib.memory.peak import change_recipe
 from hallulib.memory.prediction_cache import PredictionCache
@@ -182,7 +182,7 @@ def test_large_states_of_a_paged_optimiser_lie_in_host_memory(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "t5"])
 def test_an_encoder_is_refused(kind, tmp_path):
-    with pytest.raises(ModelError, match="encoder"):
+    with pytest.raises(HallulibError, match="encoder"):
         predict_peak(
             AutoConfig.for_model(kind), load_recipe("tiny-cpu"), "sft", sequence_tokens=64,
             cache=PredictionCache(tmp_path),

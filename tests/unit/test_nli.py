@@ -11,7 +11,7 @@ from tiny_nli import ORDER, WORDS, write_nli_model
 
 from hallulib.detectors import Source, get_detector
 from hallulib.detectors.nli import NliDetector, read_label_order
-from hallulib.errors import ModelError, ParameterError
+from hallulib.errors import HallulibError, RecipeError
 
 pytestmark = pytest.mark.unit
 LONG_NOTE = "Fever. " + "Cough. No rash. " * 12 + "No asthma. Aspirin."
@@ -104,7 +104,7 @@ def test_the_label_order_is_read_from_the_config(labels, order):
     "labels", [["LABEL_0", "LABEL_1"], ["entailment", "something"], ["entailment", "entailed"]]
 )
 def test_labels_that_do_not_say_what_they_mean_are_refused(labels):
-    with pytest.raises(ModelError, match="id2label"):
+    with pytest.raises(HallulibError, match="id2label"):
         read_label_order(dict(enumerate(labels)))
 
 
@@ -125,7 +125,7 @@ def test_the_name_holds_the_checkpoint_and_no_path_of_a_machine(detector):
 
 def test_what_cannot_be_loaded_says_what_to_set(tmp_path):
     for name in ("", str(tmp_path)):
-        with pytest.raises(ModelError, match="evaluation.nli_model"):
+        with pytest.raises(HallulibError, match="evaluation.nli_model"):
             get_detector("nli", name_or_path=name)
-    with pytest.raises(ParameterError, match="threshold"):
+    with pytest.raises(RecipeError, match="threshold"):
         NliDetector("x", threshold=1.0)

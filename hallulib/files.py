@@ -1,0 +1,199 @@
+"""Where things are and how they are shown; hashes, untearable writes, JSON Lines, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+from hallulib.errors import DataError, HallulibError
+
+
+@cache
+def project_root() -> Path:
+    """The folder that holds pyproject.toml: above the package, else above the working directory."""
+    for start in (Path(__file__).resolve().parent, Path.cwd().resolve()):
+        for folder in (start, *start.parents):
+            if (folder / "pyproject.toml").is_file() and (folder / "hallulib").is_dir():
+                return folder
+    raise HallulibError(
+        "The project folder (with pyproject.toml, notebooks/ and data/) was not found.",
+        "Install the package in place (pip install -e .) or start from the project folder.",
+    )
+
+
+def resolve_path(path: str | Path) -> Path:
+    """An absolute path as it is; a relative one counts from the project root, wherever we run."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else project_root() / path
+
+
+def display_path(path: str | Path) -> str:
+    """`path` for a reader: relative to the project; outside of it, never with the home directory.
+
+    Notebooks keep their output, so a printed path must not tell whose machine it was.
+    """
+    path = Path(path)
+    absolute = Path(os.path.abspath(path))
+    for root, prefix in ((project_root(), ""), (Path.home(), "~/")):
+        if absolute.is_relative_to(root):
+            return prefix + absolute.relative_to(root).as_posix()
+    return absolute.as_posix()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of one file's contents."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(path: str | Path) -> str:
+    """Hex sha256 of a file, or of a folder: every relative name and contents, in sorted order.
+
+    A `checkpoints` folder directly below is left out: it is working state, not a result.
+    """
+    path = Path(path)
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise FileNotFoundError(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
+        name = file.relative_to(path)
+        if file.is_file() and name.parts[0] != "checkpoints":
+            digest.update(f"{name.as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of a string (UTF-8)."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write `text` so that a reader finds the old file or the new one, never half of either.
+
+    Raises HallulibError when the disk is full or read-only; the old file is then untouched.
+    """
+    path = Path(path)
+    with storage_guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def write_json_atomic(path: str | Path, obj: Any) -> None:
+    """Write `obj` as indented JSON with `write_text_atomic`."""
+    write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSON Lines, whole or not at all."""
+    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON Lines file. Raises DataError naming the line that is not JSON."""
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path.name}, line {number}: not JSON ({error.msg})",
+                    f"delete {display_path(path)} and run the notebook that writes it again",
+                ) from error
+    return rows
+
+
+def recover_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a work file up to the first line that is torn or damaged; the file is cut there,
+    and what came after is made again."""
+    rows, good, data = [], 0, path.read_bytes() if path.exists() else b""
+    for line in data.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        rows.append(row)
+        good += len(line)
+    if good < len(data):
+        os.truncate(path, good)
+    return rows
+
+
+def append_lines(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a work file and wait until they are on the disk."""
+    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+_CAUSES = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this system allows",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "there is no permission for it",
+    errno.EPERM: "there is no permission for it",
+}
+# Rust libraries (safetensors, tokenizers) report "... (os error 28)" in an exception of their own.
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+# torch.save reports nothing but where it stopped.
+_TORCH_WRITE_ERROR = "inline_container"
+
+
+@contextmanager
+def storage_guard(path: str | Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk below `path` into one plain error.
+
+    Any other error passes through unchanged.
+    """
+    try:
+        yield
+    except HallulibError:
+        raise
+    except Exception as error:
+        cause = _storage_cause(error)
+        if cause is None:
+            raise
+        raise HallulibError(
+            f"Cannot write to {display_path(path)}: {cause}.",
+            "Free some space or choose another folder with run_dir; finished stages are kept "
+            "and the same command continues.",
+        ) from error
+
+
+def _storage_cause(error: BaseException | None) -> str | None:
+    """What is wrong with the disk, looking through chained exceptions; None if nothing is."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        match = _RUST_OS_ERROR.search(str(error))
+        if number is None and match:
+            number = int(match.group(1))
+        if number in _CAUSES:
+            return _CAUSES[number]
+        if isinstance(error, RuntimeError) and _TORCH_WRITE_ERROR in str(error):
+            return "a file could not be written to its end (is the disk full?)"
+        error = error.__cause__ or error.__context__
+    return None
