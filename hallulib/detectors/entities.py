@@ -10,87 +10,83 @@ invention: its errors are natural ones, and `measure_judge` measures them.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 
 from hallulib.detectors.base import Judgement, Source, StatementVerdict
-from hallulib.detectors.lexicon import OPPOSITES
-from hallulib.detectors.terms import name_term
-from hallulib.detectors.tokens import EMPTY_STEMS, SENTENCE, Token, read_tokens
+from hallulib.detectors.lexicon import name_term, read_pairs
+from hallulib.detectors.tokens import EMPTY_STEMS, Token, find_sentences, read_tokens
 
 _CLAUSE_BREAK = re.compile(r",\s+(?:and\s+|or\s+|but\s+)?|\s+(?:and|but|or)\s+")
-_HEADING = re.compile(r"\s*[A-Za-z][A-Za-z /-]{0,30}:")
-DOSE_UNITS = {"mg", "mcg", "g", "ml", "unit", "mmol", "meq"}
-RULE_SCORE, WORD_SCORE = 0.9, 0.7  # how sure: a broken rule or a missing term, missing words
-LONG_CLAUSE = 4  # content words from which a clause may hold a paraphrase
+_HEADING = re.compile(r"[A-Za-z][A-Za-z /-]{0,30}:")
+_QUESTION = re.compile(r"[^\S\n]*\?")
+_OPPOSITES = read_pairs("opposites")
+_DOSE_UNITS = {"mg", "mcg", "g", "ml", "unit", "mmol", "meq"}
+_RULE_SCORE, _WORD_SCORE = 0.9, 0.7  # how sure: a broken rule or a missing term, missing words
+_LONG_CLAUSE = 4  # content words from which a clause may hold a paraphrase, and then
+_TOLERANCE = 0.25  # the share of them that may be missing from the note
 
 
 @dataclass(frozen=True)
-class NoteIndex:
+class _NoteIndex:
     """A note prepared for look-up: item -> polarities, item -> numbers of its sentences."""
 
+    text: str
     polarities: dict[str, set[bool]]
     sentences_of: dict[str, set[int]]
-    sentences: list[str]
     spans: list[tuple[int, int]]
 
 
 class EntitiesDetector:
     """Judges each clause of a summary by its numbers, sides, negations and content words.
 
-    tolerance: the share of content words of a clause of four or more that may be missing from the
-    note before the clause counts as not in the note. Numbers and medical terms are never forgiven.
+    In a clause of four or more content words, a quarter of them may be missing from the note; numbers
+    and medical terms are never forgiven.
     """
 
     name = "entities"
 
-    def __init__(self, tolerance: float = 0.25) -> None:
-        self.tolerance = tolerance
-
     def judge(self, source: Source, summary: str) -> Judgement:
-        note = index_note(source.text)
-        statements = [
-            self._judge_clause(note, summary, start, tokens, heading)
-            for start, tokens, heading in split_clauses(summary)
-        ]
-        return Judgement(statements, [], self.name)
-
-    def _judge_clause(
-        self, note: NoteIndex, summary: str, start: int, tokens: list[Token], heading: list[Token]
-    ) -> StatementVerdict:
-        end = max(token.end for token in tokens)
-        numbers = [t for t in tokens if t.is_number]
-        words = [t for t in tokens if not t.is_number and t.text not in EMPTY_STEMS]
-        kind = _name_kind(numbers, tokens)
-        if not numbers and not words:
-            words = heading or tokens
-        found = _find_error(note, numbers, words)
-        score = RULE_SCORE if found else 0.0
-        if not found:
-            found, score = self._find_missing(note, words)
-        verdict, error_type, why = found or ("supported", None, "")
-        line = find_evidence(note, tokens)
-        evidence = why or (note.sentences[line] if line is not None else "")
-        spans = () if line is None else (note.spans[line],)
-        return StatementVerdict(
-            summary[start:end], start, end, kind, verdict, error_type, evidence, spans, score
-        )
-
-    def _find_missing(self, note: NoteIndex, words: list[Token]) -> tuple[tuple | None, float]:
-        """Words that the note lacks. A term is never forgiven; of other words of a long clause a
-        share is, for it may be a paraphrase."""
-        missing = [t.text for t in words if t.text not in note.polarities]
-        terms = [word for word in missing if name_term(word)]
-        allowed = int(self.tolerance * len(words)) if len(words) >= LONG_CLAUSE else 0
-        if not terms and len(missing) <= allowed:
-            return None, WORD_SCORE * len(missing) / max(1, len(words))
-        score = RULE_SCORE if terms else WORD_SCORE * len(missing) / len(words)
-        why = "not in the note: " + ", ".join(terms or missing)
-        return ("not_in_note", "fabrication", why), score
+        note = _index_note(source.text)
+        clauses = _split_clauses(summary)
+        return Judgement([_judge_clause(note, summary, *clause) for clause in clauses], [], self.name)
 
 
-def _find_error(note: NoteIndex, numbers: list[Token], words: list[Token]) -> tuple | None:
+def _judge_clause(
+    note: _NoteIndex, summary: str, tokens: list[Token], heading: list[Token]
+) -> StatementVerdict:
+    start, end = tokens[0].start, max(token.end for token in tokens)
+    numbers = [t for t in tokens if t.is_number]
+    words = [t for t in tokens if not t.is_number and t.text not in EMPTY_STEMS]
+    if not numbers and not words:
+        words = heading or tokens
+    found, score = _find_error(note, numbers, words), _RULE_SCORE
+    if not found:
+        found, score = _find_missing(note, words)
+    verdict, error_type, why = found or ("supported", None, "")
+    place = _find_evidence(note, tokens)
+    evidence = why or (note.text[slice(*place)] if place else "")
+    return StatementVerdict(
+        summary[start:end], start, end, _name_kind(numbers, tokens), verdict, error_type, evidence,
+        (place,) if place else (), score,
+    )  # fmt: skip
+
+
+def _find_missing(note: _NoteIndex, words: list[Token]) -> tuple[tuple | None, float]:
+    """Words that the note lacks. A term is never forgiven; of other words of a long clause a share
+    is, for it may be a paraphrase."""
+    missing = [t.text for t in words if t.text not in note.polarities]
+    terms = [word for word in missing if name_term(word)]
+    allowed = int(_TOLERANCE * len(words)) if len(words) >= _LONG_CLAUSE else 0
+    score = _WORD_SCORE * len(missing) / max(1, len(words))
+    if not terms and len(missing) <= allowed:
+        return None, score
+    why = "not in the note: " + ", ".join(terms or missing)
+    return ("not_in_note", "fabrication", why), _RULE_SCORE if terms else score
+
+
+def _find_error(note: _NoteIndex, numbers: list[Token], words: list[Token]) -> tuple | None:
     """The first rule that is broken, as (verdict, error type, why)."""
     for rule in (_find_opposite, _find_wrong_number, _find_wrong_polarity):
         found = rule(note, numbers, words)
@@ -99,16 +95,16 @@ def _find_error(note: NoteIndex, numbers: list[Token], words: list[Token]) -> tu
     return None
 
 
-def _find_opposite(note: NoteIndex, numbers: list[Token], words: list[Token]):
+def _find_opposite(note: _NoteIndex, numbers: list[Token], words: list[Token]):
     """A side or sex that the note has only the other way round."""
     for token in words:
-        other = OPPOSITES.get(token.text)
+        other = _OPPOSITES.get(token.text)
         if other in note.polarities and token.text not in note.polarities:
             return "contradicted", "detail", f"the note says {other}, not {token.text}"
     return None
 
 
-def _find_wrong_number(note: NoteIndex, numbers: list[Token], words: list[Token]):
+def _find_wrong_number(note: _NoteIndex, numbers: list[Token], words: list[Token]):
     """A number that the note lacks, or has only far from every word of this clause."""
     around = set().union(*(note.sentences_of.get(t.text, set()) for t in words))
     around |= {line + 1 for line in around}  # the answer to a question stands in the next line
@@ -121,7 +117,7 @@ def _find_wrong_number(note: NoteIndex, numbers: list[Token], words: list[Token]
     return None
 
 
-def _find_wrong_polarity(note: NoteIndex, numbers: list[Token], words: list[Token]):
+def _find_wrong_polarity(note: _NoteIndex, numbers: list[Token], words: list[Token]):
     """A finding that the note only denies, or denies one that the note only states."""
     for token in words:
         stated = note.polarities.get(token.text)
@@ -134,7 +130,7 @@ def _find_wrong_polarity(note: NoteIndex, numbers: list[Token], words: list[Toke
 def _name_kind(numbers: list[Token], tokens: list[Token]) -> str:
     """What the statement is about: its number, else its side, negation or kind of term."""
     units = {token.text.partition(" ")[2] for token in numbers}
-    if units & DOSE_UNITS:
+    if units & _DOSE_UNITS:
         return "dose"
     words = {token.text for token in tokens}
     if "year" in units and words & {"old", "man", "woman", "ag"}:  # stems; "ag" is age
@@ -148,50 +144,48 @@ def _name_kind(numbers: list[Token], tokens: list[Token]) -> str:
     return next(filter(None, map(name_term, (t.text for t in tokens))), "finding")
 
 
-def find_evidence(note: NoteIndex, tokens: list[Token]) -> int | None:
-    """The number of the note's sentence that shares most items with the statement, if one does."""
-    votes: dict[int, int] = defaultdict(int)
-    for token in tokens:
-        for line in note.sentences_of.get(token.text, ()):
-            votes[line] += token.text not in EMPTY_STEMS
-    best = max(votes, key=lambda line: (votes[line], -line), default=None)
-    return best if best is not None and votes[best] else None
+def _find_evidence(note: _NoteIndex, tokens: list[Token]) -> tuple[int, int] | None:
+    """Where the note's sentence stands that shares most items with the statement, if one does."""
+    votes = Counter(
+        line
+        for token in tokens
+        if token.text not in EMPTY_STEMS
+        for line in note.sentences_of.get(token.text, ())
+    )
+    best = min(votes, key=lambda line: (-votes[line], line), default=None)
+    return None if best is None else note.spans[best]
 
 
 @lru_cache(maxsize=4096)
-def index_note(text: str) -> NoteIndex:
+def _index_note(text: str) -> _NoteIndex:
     """Prepare a note for look-up (cached: k samples of one note share it)."""
     polarities: dict[str, set[bool]] = defaultdict(set)
     sentences_of: dict[str, set[int]] = defaultdict(set)
-    sentences, spans = [], []
-    for line, match in enumerate(SENTENCE.finditer(text)):
-        sentence = match.group().strip()
-        start = text.index(sentence, match.start())
-        sentences.append(sentence)
-        spans.append((start, start + len(sentence)))
-        asked = text[match.end() : match.end() + 1] == "?"  # a question neither states nor denies
-        for token in read_tokens(match.group(), match.start()):
+    spans = find_sentences(text, blank=True)
+    for line, (start, end) in enumerate(spans):
+        asked = _QUESTION.match(text, end)  # a question neither states nor denies
+        for token in read_tokens(text[start:end], start):
             polarities[token.text] |= {True, False} if asked else {token.negated}
             sentences_of[token.text].add(line)
-    return NoteIndex(dict(polarities), dict(sentences_of), sentences, spans)
+    return _NoteIndex(text, dict(polarities), dict(sentences_of), spans)
 
 
-def split_clauses(summary: str) -> list[tuple[int, list[Token], list[Token]]]:
-    """Return (start, tokens, tokens of the heading) of each clause with something to check.
+def _split_clauses(summary: str) -> list[tuple[list[Token], list[Token]]]:
+    """Return (tokens, tokens of the heading) of each clause with something to check.
 
     The negation of "denies fever and chills" is found on the sentence, so it reaches both clauses.
     A heading ("Allergies: ...") belongs to its first clause and is judged only if it stands alone.
     """
     clauses = []
-    for match in SENTENCE.finditer(summary):
-        sentence, offset = match.group(), match.start()
+    for start, end in find_sentences(summary):
+        sentence = summary[start:end]
         heading = _HEADING.match(sentence)
-        body = offset + (heading.end() if heading else 0)
-        tokens = read_tokens(sentence, offset)
+        body = start + (heading.end() if heading else 0)
+        tokens = read_tokens(sentence, start)
         titles = [token for token in tokens if token.end <= body]
         tokens = [token for token in tokens if token.start >= body] or titles
-        breaks = [offset + m.start() for m in _CLAUSE_BREAK.finditer(sentence)]
-        clauses += [(c[0].start, c, titles) for c in _cut(tokens, breaks)]
+        breaks = [start + m.start() for m in _CLAUSE_BREAK.finditer(sentence)]
+        clauses += [(clause, titles) for clause in _cut(tokens, breaks)]
     return clauses
 
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
-from hallulib.detectors.lexicon import (
-    EMPTY_WORDS,
-    EXPANSIONS,
-    NEGATION_ENDS,
-    NEGATIONS,
-    NUMBER_WORDS,
-    TENS,
-    UNITS,
-)
+from hallulib.detectors.lexicon import EXPANSIONS, NUMBER_WORDS, TENS, UNITS, WORDS, stem
 
+EMPTY_STEMS = frozenset(stem(word) for word in WORDS["empty"].split())
+_NEGATIONS = frozenset(WORDS["negations"].split())
+_NEGATION_ENDS = frozenset(WORDS["negation_ends"].split())
 # a full stop ends a sentence unless it follows a title or stands inside a number
-SENTENCE = re.compile(r"(?:[^.!?\n;]|\.(?=\w)|(?<=\bDr)\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.)+")
+_SENTENCE = re.compile(r"(?:[^.!?\n;]|\.(?=\w)|(?<=\bDr)\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.)+")
 _TOKEN = re.compile(r"\d+(?:[./:,]\d+)*%?|[a-z]+", re.IGNORECASE)
 _PRESSURE = re.compile(r"\d{2,3}/\d{2,3}")
 _PHRASES = [(re.compile(p, re.IGNORECASE), word) for p, word in [
@@ -39,15 +33,17 @@ class Token:
     negated: bool = False
 
 
-def find_sentences(text: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text stand, without blanks around them; those without a letter or
-    digit are left out."""
+def find_sentences(text: str, blank: bool = False) -> list[tuple[int, int]]:
+    """Where the sentences of a text stand, without blanks around them.
+
+    blank: also list pieces without a letter or digit (between a full stop and a line break).
+    """
     spans = []
-    for match in SENTENCE.finditer(text):
+    for match in _SENTENCE.finditer(text):
         sentence = match.group()
-        if any(character.isalnum() for character in sentence):
+        if blank or any(character.isalnum() for character in sentence):
             start = match.start() + len(sentence) - len(sentence.lstrip())
-            spans.append((start, match.start() + len(sentence.rstrip())))
+            spans.append((start, max(start, match.start() + len(sentence.rstrip()))))
     return spans
 
 
@@ -62,7 +58,7 @@ def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
     whole = re.search(r"\b(?:was|were|is|are|came back) negative\b", sentence) is not None
     while i < len(raw):
         text, start, end = raw[i]
-        negated = text in NEGATIONS or (negated and text not in NEGATION_ENDS)
+        negated = text in _NEGATIONS or (negated and text not in _NEGATION_ENDS)
         number, used = _read_number(raw, i)
         if number:
             tokens.append(Token(number, start, raw[i + used - 1][2], True))
@@ -71,7 +67,7 @@ def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
             i += used
             continue
         for word in EXPANSIONS.get(text, (text,)):
-            covered = (negated and text not in NEGATIONS) or word == "no" or whole
+            covered = (negated and text not in _NEGATIONS) or word == "no" or whole
             tokens.append(Token(stem(word), start, end, False, covered))
         i += 1
     return tokens
@@ -122,20 +118,3 @@ def _clean_digits(text: str) -> str:
     if text.count(".") == 1 and "/" not in text and ":" not in text:
         text = text.rstrip("0").rstrip(".")
     return text
-
-
-@lru_cache(maxsize=65536)
-def stem(word: str) -> str:
-    """Cut common English endings, so that "lasting" meets "lasts"."""
-    for ending, replacement, shortest in [
-        ("ies", "y", 5), ("sses", "ss", 6), ("ing", "", 6), ("ed", "", 5), ("ly", "", 6),
-        ("es", "e", 5), ("s", "", 4),
-    ]:  # fmt: skip
-        is_plain = len(word) >= shortest and not word.endswith(("ss", "us", "is"))
-        if is_plain and word.endswith(ending):
-            word = word[: len(word) - len(ending)] + replacement
-            break
-    return word[:-1] if len(word) > 4 and word.endswith("e") else word
-
-
-EMPTY_STEMS = frozenset(stem(word) for word in EMPTY_WORDS)

@@ -24,7 +24,7 @@ from hallulib.errors import DataError
 from hallulib.files import storage_guard, write_text_atomic
 from hallulib.generation import Generation
 from hallulib.models import load_tokenizer
-from hallulib.perturb import choose_edits
+from hallulib.detectors.edits import choose_edits
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
@@ -108,7 +108,7 @@ def draft_sampled(samples: Sequence[dict[str, Any]]) -> Draft | str:
 
 
 def draft_perturbed(notes: pd.DataFrame, recipe: Recipe) -> Drafts:
-    """The reference of each note against itself with one typed error (:mod:`hallulib.perturb`)."""
+    """The reference of each note against itself with one typed error (:mod:`hallulib.detectors.edits`)."""
     judged = _judge_references(notes, recipe)
     usable = [note for note in notes.to_dict("records") if not isinstance(judged[note["id"]], str)]
     texts = ((note["id"], note["reference"], note["context"]) for note in usable)

@@ -10,7 +10,7 @@ import pytest
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference
 from hallulib.detectors import NoisyJudge, Source, get_detector
-from hallulib.perturb import choose_edits
+from hallulib.detectors.edits import choose_edits
 
 pytestmark = pytest.mark.unit
 NOTES = make_notes(300, seed=7, missing_rate=0.22)

@@ -15,8 +15,8 @@ from hallulib.clinic.facts import check
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
 from hallulib.detectors import Source, get_detector
-from hallulib.perturb import KINDS, MOST_SURPLUS, choose_edits, find_edits
-from hallulib.perturb.edits import is_stated
+from hallulib.detectors.edits import MOST_SURPLUS, choose_edits, find_edits
+from hallulib.detectors.edits import is_stated
 
 pytestmark = pytest.mark.unit
 NOTES = make_notes(400, seed=11, missing_rate=0.2)
