@@ -79,7 +79,12 @@ def sha256_text(text: str) -> str:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` so that a reader finds the old file or the new one, never half of either.
+    """Write `text` (UTF-8) as `write_bytes_atomic` does."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` so that a reader finds the old file or the new one, never half of either.
 
     Raises HallulibError when the disk is full or read-only; the old file is then untouched.
     """
@@ -88,8 +93,8 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
