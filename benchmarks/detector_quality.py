@@ -1,32 +1,34 @@
 """How good the rule-based detector is, on three kinds of text. Writes detector_quality.csv and its
 block of README.md.
 
-    python benchmarks/detector_quality.py [folder of the real data]
+    python benchmarks/detector_quality.py
 
-The real data (MEDEC, MTS-Dialog; both CC BY 4.0) are not shipped; without them only the clinic
-world is measured, and nothing is written.
+The real data (MEDEC, MTS-Dialog; both CC BY 4.0) are not shipped and are read from data/external/
+(data/README.md says how they come there). Without them only the clinic world is measured, and
+nothing is written.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
 from blocks import replace_block
+from cases import read_medec_cases, read_mts_cases
 
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference
 from hallulib.detectors import Source, get_detector, measure_detector, measure_judge
-from hallulib.detectors.cases import read_medec_cases, read_mts_cases
-from hallulib.files import project_root
+from hallulib.files import display_path, resolve_path
 
 HERE = Path(__file__).parent
+MEDEC = resolve_path("data/external/medec/validation.csv")
+MTS = resolve_path("data/external/mts-dialog")
 RATES = ("sensitivity", "specificity", "balanced_accuracy", "mcc", "auroc")
 
 
-def measure_all(real: Path) -> dict[str, dict[str, Any]]:
+def measure_all() -> dict[str, dict[str, Any]]:
     """Text -> figures of the detector `entities`."""
     rules, found = get_detector("entities"), {}
     notes = make_notes(400, seed=11, missing_rate=0.22)
@@ -37,11 +39,11 @@ def measure_all(real: Path) -> dict[str, dict[str, Any]]:
     for unit in ("statement", "summary"):
         name = f"clinic world, references against the exact checker, {unit}"
         found[name] = measure_judge(rules, rows, get_detector("facts"), unit)
-    if real.is_dir():
-        medec, _ = read_medec_cases(real / "medec" / "validation.csv")
-        folder = real / "mts-dialog"
-        mts, _ = read_mts_cases(folder / "automatic_summaries.csv", folder / "manual_scores.csv")
+    if MEDEC.is_file():
+        medec, _ = read_medec_cases(MEDEC)
         found["MEDEC, wrong and corrected sentences"] = measure_detector(rules, medec, "sentence")
+    if MTS.is_dir():
+        mts, _ = read_mts_cases(MTS / "automatic_summaries.csv", MTS / "manual_scores.csv")
         found["MTS-Dialog, summaries graded by people"] = measure_detector(rules, mts, "summary")
     return found
 
@@ -72,12 +74,12 @@ def write_csv(path: Path, found: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    real = Path(sys.argv[1]) if sys.argv[1:] else project_root().parent / "shared" / "realdata"
-    found = measure_all(real)
+    found = measure_all()
     table = make_table(found)
     print(table)
-    if not real.is_dir():
-        print("The real data are missing: nothing was written.")
+    missing = [display_path(path) for path in (MEDEC, MTS) if not path.exists()]
+    if missing:
+        print(f"Nothing was written: {', '.join(missing)} not found (see data/README.md).")
         return
     write_csv(HERE / "detector_quality.csv", found)
     text = (

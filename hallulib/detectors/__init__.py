@@ -1,39 +1,44 @@
-"""Detectors: one protocol, `judge(source, summary)`, for making pairs and for evaluation."""
+"""Detectors: one protocol, `judge(source, summary)`, for making pairs and for evaluation.
+
+`nli` stands aside: it is the only one that needs torch, and is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
 from hallulib.detectors.base import (
+    ERROR_VERDICTS,
     Detector,
     Judgement,
+    NoisyJudge,
     Source,
     StatementVerdict,
 )
+from hallulib.detectors.edits import choose_edits, find_edits
 from hallulib.detectors.entities import EntitiesDetector
 from hallulib.detectors.facts import FactsDetector
-from hallulib.detectors.noisy import NoisyJudge
 from hallulib.detectors.quality import Case, measure_detector, measure_judge
+from hallulib.detectors.tokens import find_sentences
 from hallulib.errors import RecipeError
 
-DETECTORS = ("facts", "entities", "nli")
-
 __all__ = [
-    "DETECTORS", "Case", "Detector", "EntitiesDetector", "FactsDetector", "Judgement", "NoisyJudge",
-    "Source", "StatementVerdict", "get_detector", "measure_detector",
-    "measure_judge",
+    "ERROR_VERDICTS", "Case", "Detector", "FactsDetector", "Judgement", "NoisyJudge", "Source",
+    "StatementVerdict", "choose_edits", "find_edits", "find_sentences", "get_detector",
+    "measure_detector", "measure_judge",
 ]  # fmt: skip
 
 
 def get_detector(name: str, **options: object) -> Detector:
-    """Return the detector of that name; options go to its constructor.
+    """Return the detector facts, entities or nli; options go to the constructor of nli.
 
     Raises RecipeError for an unknown name, naming those there are.
     """
-    if name not in DETECTORS:
-        raise RecipeError(
-            f"there is no detector called {name!r}", f"use one of: {', '.join(DETECTORS)}"
-        )
-    if name == "nli":  # the only one that needs torch, so it is loaded when it is asked for
+    if name == "nli":
         from hallulib.detectors.nli import NliDetector
 
         return NliDetector(**options)
-    return {"facts": FactsDetector, "entities": EntitiesDetector}[name](**options)
+    detectors = {"facts": FactsDetector, "entities": EntitiesDetector}
+    if name not in detectors:
+        raise RecipeError(
+            f"there is no detector called {name!r}", "use one of: facts, entities, nli"
+        )
+    return detectors[name]()

@@ -1,13 +1,18 @@
-"""What a detector is: it reads a source and a summary and returns one verdict per statement."""
+"""What a detector is: it reads a source and a summary and returns one verdict per statement.
+
+And the judge that errs on purpose, at stated rates.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from math import prod
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
+
+from hallulib.errors import RecipeError
 
 Verdict = Literal["supported", "contradicted", "not_in_note", "unparsed"]
-VERDICTS: tuple[str, ...] = get_args(Verdict)
 ERROR_VERDICTS = ("contradicted", "not_in_note")
 
 
@@ -45,11 +50,6 @@ class StatementVerdict:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> StatementVerdict:
-        spans = tuple(tuple(span) for span in values.get("evidence_spans", ()))
-        return cls(**values | {"evidence_spans": spans})
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,48 @@ class Detector(Protocol):
     def judge(self, source: Source, summary: str) -> Judgement:
         """Return one verdict per statement of `summary`."""
         ...
+
+
+class NoisyJudge:
+    """Flips a detector's verdicts per statement, as a human or model judge errs.
+
+    false_positive_rate: share of supported statements it calls not in the note.
+    false_negative_rate: share of wrong statements it lets pass. Both come on top of the wrapped
+    detector's own errors. A flip depends only on (seed, source, statement), so judging twice gives
+    the same answer whatever the order.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        false_positive_rate: float,
+        false_negative_rate: float,
+        seed: int = 0,
+    ) -> None:
+        for rate in (false_positive_rate, false_negative_rate):
+            if not 0 <= rate < 1:
+                raise RecipeError(
+                    f"an error rate of a judge is {rate}", "give a share from 0 up to 1 (0.05)"
+                )
+        self.detector, self.seed = detector, seed
+        self.rates = {False: false_positive_rate, True: false_negative_rate}
+        self.name = f"{detector.name}+noise"
+
+    def judge(self, source: Source, summary: str) -> Judgement:
+        judged = self.detector.judge(source, summary)
+        statements = [self._flip(source, statement) for statement in judged.statements]
+        return replace(judged, statements=statements, detector=self.name)
+
+    def _flip(self, source: Source, said: StatementVerdict) -> StatementVerdict:
+        drawn = _draw_uniform(self.seed, source.text, said.text, said.start)
+        if said.verdict == "unparsed" or drawn >= self.rates[said.is_error]:
+            return said
+        if said.is_error:
+            return replace(said, verdict="supported", error_type=None, score=None)
+        return replace(said, verdict="not_in_note", error_type="other", score=None)
+
+
+def _draw_uniform(*parts: object) -> float:
+    """A number in [0, 1) that depends on its arguments only (sha256), on every machine."""
+    digest = sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hallulib.detectors.lexicon import ENTITIES, NUMBER_WORDS, WORDS, read_pairs
+from hallulib.detectors.lexicon import ENTITIES, NUMBER_WORDS, WORDS
 from hallulib.detectors.tokens import find_sentences
 
-MOST_SURPLUS = 12  # tokens by which the wrong sides may be longer, all together
-CHOICES = 8  # replacements offered per entity
+_MOST_SURPLUS = 12  # tokens by which the wrong sides may be longer, all together
+_CHOICES = 8  # replacements offered per entity
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def choose_edits(
 
     Of the kinds a text allows, the one used least so far is taken, and of its edits the one that
     brings the growth of all texts together nearest to zero: length must not tell which side is
-    wrong. While the wrong sides are longer by more than MOST_SURPLUS, no text grows; one that
-    allows nothing else is left out.
+    wrong. While the wrong sides are longer by more than _MOST_SURPLUS, no text grows; one
+    that allows nothing else is left out.
     """
     chosen: dict[str, Edit] = {}
     used: Counter[str] = Counter()
@@ -73,7 +73,7 @@ def choose_edits(
         for kind in sorted(rng.sample(list(found), len(found)), key=used.__getitem__):
             growths = [edit.measure_growth(count) for edit in found[kind]]
             place = min(range(len(growths)), key=lambda i: abs(surplus + growths[i]))
-            if growths[place] > 0 and surplus > MOST_SURPLUS:
+            if growths[place] > 0 and surplus > _MOST_SURPLUS:
                 continue
             used[kind] += 1
             surplus += growths[place]
@@ -98,7 +98,7 @@ def _make_edit(kind: str, text: str, span: tuple[int, int], after: str) -> Edit:
     return Edit(kind, *span, before, after)
 
 
-def is_stated(note: str, phrase: str) -> bool:
+def _is_stated(note: str, phrase: str) -> bool:
     """Whether the words or the number stand in the note, case aside and not as a part of others."""
     note, phrase, at = f" {note.lower()}  ", phrase.lower(), 0
     while (at := note.find(phrase, at + 1)) > 0:
@@ -120,7 +120,6 @@ def _match_any(words: Iterable[str]) -> str:
 
 
 _SWAPS = WORDS["unit_swaps"]
-_SEXES = read_pairs("sexes")
 _WORDS = "|".join(word for word, value in NUMBER_WORDS.items() if value > 1)
 _AGE = re.compile(
     r"(?<![\w.])(\d{1,3})(?=[- ]?(?:years?|yrs?|y)[- ]?(?:old|of age|o)\b|[- ]?y/?o\b)"
@@ -139,7 +138,7 @@ _WORD_NUMBER = re.compile(
 _LIST_NUMBER = re.compile(r"(?:^|[\n.:;])\s*\d{1,2}[.)]\s$")
 _SIDE = re.compile(r"\b(left|right)(?=[ -](\w+)(?:[ -](\w+))?)", re.IGNORECASE)
 _BODY_PARTS, _ADJECTIVES = WORDS["body_parts"].split(), WORDS["side_adjectives"].split()
-_SEX = re.compile(rf"(?<=\w )({'|'.join(_SEXES)})\b", re.IGNORECASE)
+_SEX = re.compile(rf"(?<=\w )({'|'.join(WORDS['sexes'])})\b", re.IGNORECASE)
 # "reports no fever" is left alone: "denies no fever" may be read either way
 _FLIP = re.compile(
     rf"\b({_match_any(WORDS['flips'])})\b(?!\s+(?:\w+ing\s+)?(?:no|not|never)\b)", re.IGNORECASE
@@ -155,7 +154,7 @@ def _find_ages(text: str, note: str, rng: random.Random) -> Iterator[_Change]:
     for match in _AGE.finditer(text):
         for step in rng.sample([-19, -14, -11, -8, -6, 6, 8, 11, 14, 19], 10):
             value = int(match.group()) + step
-            if 1 <= value <= 99 and not is_stated(note, str(value)):
+            if 1 <= value <= 99 and not _is_stated(note, str(value)):
                 yield match.span(), str(value)
 
 
@@ -163,7 +162,7 @@ def _find_doses(text: str, note: str, rng: random.Random) -> Iterator[_Change]:
     for match in _DOSE.finditer(text):
         for factor in rng.sample([0.1, 0.25, 0.5, 2, 3, 4, 10], 7):
             after = f"{float(match.group()) * factor:.4g}"
-            if "e" not in after and not is_stated(note, after):
+            if "e" not in after and not _is_stated(note, after):
                 yield match.span(), after
 
 
@@ -173,7 +172,7 @@ def _find_units(text: str, note: str, rng: random.Random) -> Iterator[_Change]:
         after = _SWAPS[match.group(2)]
         number = re.search(r"[\w.]*[ -]?$", text[: match.end(1)]).group().rstrip(" -")
         is_age = any(match.start() in age for age in ages) or text[match.end() :].startswith(" old")
-        if not is_age and not any(is_stated(note, number + gap + after) for gap in ("", " ")):
+        if not is_age and not any(_is_stated(note, number + gap + after) for gap in ("", " ")):
             yield match.span(2), after
 
 
@@ -188,13 +187,13 @@ def _find_numbers(text: str, note: str, rng: random.Random) -> Iterator[_Change]
         value, decimals = float(match.group()), len(match.group().partition(".")[2])
         for factor in rng.sample([0.6, 0.7, 0.8, 1.2, 1.3, 1.4, 1.5], 7):
             after = f"{value * factor:.{decimals}f}"
-            if float(after) not in (value, 0) and not is_stated(note, after):
+            if float(after) not in (value, 0) and not _is_stated(note, after):
                 yield match.span(), after
     words = [word for word, value in NUMBER_WORDS.items() if 2 <= value <= 9]
     for match in _WORD_NUMBER.finditer(text):
         unit = text[match.end() :].split()[0].strip(".,")
         for word in rng.sample(words, len(words)):
-            said = any(is_stated(note, f"{value} {unit}") for value in (word, NUMBER_WORDS[word]))
+            said = any(_is_stated(note, f"{value} {unit}") for value in (word, NUMBER_WORDS[word]))
             if word != match.group().lower() and not said:
                 yield match.span(), word
 
@@ -206,7 +205,7 @@ def _find_sides(text: str, note: str, rng: random.Random) -> Iterator[_Change]:
         names_part = first in _BODY_PARTS or (first in _ADJECTIVES and second in _BODY_PARTS)
         after = {"left": "right", "right": "left"}[side]
         rest = text[match.end() + 1 :].split()[0].strip(".,;:)")
-        if names_part and not is_stated(note, f"{after} {rest}"):
+        if names_part and not _is_stated(note, f"{after} {rest}"):
             yield match.span(), after
 
 
@@ -214,7 +213,7 @@ def _find_sexes(text: str, note: str, rng: random.Random) -> Iterator[_Change]:
     """The first noun that names the patient's sex; the pronouns stay, as one slip would leave."""
     match = _SEX.search(text[:200])
     if match:
-        yield match.span(), _SEXES[match.group().lower()]
+        yield match.span(), WORDS["sexes"][match.group().lower()]
 
 
 def _find_negations(text: str, note: str, rng: random.Random) -> Iterator[_Change]:
@@ -274,4 +273,4 @@ def _draw_absent(kind: str, text: str, note: str, rng: random.Random) -> list[st
     """Names of a kind of which neither the note nor the text says anything, under any name."""
     stated = {match.lower() for match in _NAMES[kind].findall(f"{note}\n{text}")}
     absent = [group[0] for group in ENTITIES[kind] if stated.isdisjoint(map(str.lower, group))]
-    return rng.sample(absent, min(CHOICES, len(absent)))
+    return rng.sample(absent, min(_CHOICES, len(absent)))

@@ -2,9 +2,9 @@
 
 It reads the two texts and nothing else. A statement is supported when its numbers (with their
 units), its sides, its terms (drugs, conditions, organisms, procedures) and its other content words
-stand in the note with the same polarity. It cannot know
-that an illness belongs to a relative or that a drug was stopped, and it takes a paraphrase for an
-invention: its errors are natural ones, and `measure_judge` measures them.
+stand in the note with the same polarity. It cannot know that an illness belongs to a relative or
+that a drug was stopped, and it takes a paraphrase for an invention: its errors are natural ones,
+and `measure_judge` measures them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hallulib.detectors.base import Judgement, Source, StatementVerdict
-from hallulib.detectors.lexicon import name_term, read_pairs
+from hallulib.detectors.lexicon import WORDS, name_term
 from hallulib.detectors.tokens import EMPTY_STEMS, Token, find_sentences, read_tokens
 
 _CLAUSE_BREAK = re.compile(r",\s+(?:and\s+|or\s+|but\s+)?|\s+(?:and|but|or)\s+")
 _HEADING = re.compile(r"[A-Za-z][A-Za-z /-]{0,30}:")
 _QUESTION = re.compile(r"[^\S\n]*\?")
-_OPPOSITES = read_pairs("opposites")
 _DOSE_UNITS = {"mg", "mcg", "g", "ml", "unit", "mmol", "meq"}
 _RULE_SCORE, _WORD_SCORE = 0.9, 0.7  # how sure: a broken rule or a missing term, missing words
 _LONG_CLAUSE = 4  # content words from which a clause may hold a paraphrase, and then
 _TOLERANCE = 0.25  # the share of them that may be missing from the note
+_Found = tuple[str, str | None, str]  # verdict, error type, why
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class _NoteIndex:
 class EntitiesDetector:
     """Judges each clause of a summary by its numbers, sides, negations and content words.
 
-    In a clause of four or more content words, a quarter of them may be missing from the note; numbers
-    and medical terms are never forgiven.
+    Of four or more content words a quarter may be missing from the note; numbers and medical terms
+    are never forgiven.
     """
 
     name = "entities"
 
     def judge(self, source: Source, summary: str) -> Judgement:
-        note = _index_note(source.text)
-        clauses = _split_clauses(summary)
-        return Judgement([_judge_clause(note, summary, *clause) for clause in clauses], [], self.name)
+        note, clauses = _index_note(source.text), _split_clauses(summary)
+        statements = [_judge_clause(note, summary, *clause) for clause in clauses]
+        return Judgement(statements, [], self.name)
 
 
 def _judge_clause(
@@ -61,10 +61,13 @@ def _judge_clause(
     words = [t for t in tokens if not t.is_number and t.text not in EMPTY_STEMS]
     if not numbers and not words:
         words = heading or tokens
-    found, score = _find_error(note, numbers, words), _RULE_SCORE
-    if not found:
-        found, score = _find_missing(note, words)
-    verdict, error_type, why = found or ("supported", None, "")
+    broken = (
+        _find_opposite(note, words)
+        or _find_wrong_number(note, numbers, words)
+        or _find_wrong_polarity(note, words)
+    )
+    found, score = (broken, _RULE_SCORE) if broken else _find_missing(note, words)
+    verdict, error_type, why = found
     place = _find_evidence(note, tokens)
     evidence = why or (note.text[slice(*place)] if place else "")
     return StatementVerdict(
@@ -73,7 +76,7 @@ def _judge_clause(
     )  # fmt: skip
 
 
-def _find_missing(note: _NoteIndex, words: list[Token]) -> tuple[tuple | None, float]:
+def _find_missing(note: _NoteIndex, words: list[Token]) -> tuple[_Found, float]:
     """Words that the note lacks. A term is never forgiven; of other words of a long clause a share
     is, for it may be a paraphrase."""
     missing = [t.text for t in words if t.text not in note.polarities]
@@ -81,30 +84,23 @@ def _find_missing(note: _NoteIndex, words: list[Token]) -> tuple[tuple | None, f
     allowed = int(_TOLERANCE * len(words)) if len(words) >= _LONG_CLAUSE else 0
     score = _WORD_SCORE * len(missing) / max(1, len(words))
     if not terms and len(missing) <= allowed:
-        return None, score
+        return ("supported", None, ""), score
     why = "not in the note: " + ", ".join(terms or missing)
     return ("not_in_note", "fabrication", why), _RULE_SCORE if terms else score
 
 
-def _find_error(note: _NoteIndex, numbers: list[Token], words: list[Token]) -> tuple | None:
-    """The first rule that is broken, as (verdict, error type, why)."""
-    for rule in (_find_opposite, _find_wrong_number, _find_wrong_polarity):
-        found = rule(note, numbers, words)
-        if found:
-            return found
-    return None
-
-
-def _find_opposite(note: _NoteIndex, numbers: list[Token], words: list[Token]):
+def _find_opposite(note: _NoteIndex, words: list[Token]) -> _Found | None:
     """A side or sex that the note has only the other way round."""
     for token in words:
-        other = _OPPOSITES.get(token.text)
+        other = WORDS["opposites"].get(token.text)
         if other in note.polarities and token.text not in note.polarities:
             return "contradicted", "detail", f"the note says {other}, not {token.text}"
     return None
 
 
-def _find_wrong_number(note: _NoteIndex, numbers: list[Token], words: list[Token]):
+def _find_wrong_number(
+    note: _NoteIndex, numbers: list[Token], words: list[Token]
+) -> _Found | None:
     """A number that the note lacks, or has only far from every word of this clause."""
     around = set().union(*(note.sentences_of.get(t.text, set()) for t in words))
     around |= {line + 1 for line in around}  # the answer to a question stands in the next line
@@ -117,7 +113,7 @@ def _find_wrong_number(note: _NoteIndex, numbers: list[Token], words: list[Token
     return None
 
 
-def _find_wrong_polarity(note: _NoteIndex, numbers: list[Token], words: list[Token]):
+def _find_wrong_polarity(note: _NoteIndex, words: list[Token]) -> _Found | None:
     """A finding that the note only denies, or denies one that the note only states."""
     for token in words:
         stated = note.polarities.get(token.text)

@@ -22,25 +22,21 @@ class FactsDetector:
                 "the exact detector needs a fact table, and this row has none",
                 "use data.source clinic, or evaluation.detector entities for other text",
             )
-        statements = [_to_verdict(found, source) for found in check(source.facts, summary)]
-        return Judgement(
-            statements,
-            find_omissions(source.facts, summary),
-            self.name,
-            stated=sum(kind in source.facts for kind in KINDS),
-        )
+        statements = [_read_verdict(found, source) for found in check(source.facts, summary)]
+        omissions = find_omissions(source.facts, summary)
+        stated = sum(kind in source.facts for kind in KINDS)
+        return Judgement(statements, omissions, self.name, stated)
 
 
-def _to_verdict(found: dict, source: Source) -> StatementVerdict:
+def _read_verdict(found: dict, source: Source) -> StatementVerdict:
     # A sentence that states no known fact is neither right nor wrong: it is unparsed.
     if found["kind"] == "unparsed":
         found = found | {"verdict": "unparsed", "error_type": None}
-    values = source.facts.get(found["kind"], [])
-    spans = filter(None, (find_value(source.text, value) for value in values))
-    return StatementVerdict.from_dict(found | {"evidence_spans": tuple(spans)})
+    places = [_find_value(source.text, value) for value in source.facts.get(found["kind"], [])]
+    return StatementVerdict(**found, evidence_spans=tuple(filter(None, places)))
 
 
-def find_value(text: str, value: str) -> tuple[int, int] | None:
+def _find_value(text: str, value: str) -> tuple[int, int] | None:
     """Where the note words a fact as the fact table does; None where it words it otherwise."""
     match = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE)
     return match.span() if match else None

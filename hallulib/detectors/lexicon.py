@@ -13,34 +13,22 @@ import yaml
 
 WORDS: dict = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text("utf-8"))
 
-NUMBER_WORDS: dict[str, int] = {
-    word: value for value, word in enumerate(WORDS["numbers"].split())
-}
-TENS: dict[str, int] = {
-    word: 10 * value for value, word in enumerate(WORDS["tens"].split(), start=2)
-}
-# spelling -> unit as the detector writes it
-UNITS: dict[str, str] = {
-    spelling: unit for unit, spellings in WORDS["units"].items() for spelling in spellings.split()
-}
-# what a clinician may write -> the words meant
-EXPANSIONS: dict[str, tuple[str, ...]] = {
-    spelling: tuple(meaning.split())
-    for spellings, meaning in WORDS["expansions"].items()
-    for spelling in spellings.split()
-}
+NUMBER_WORDS: dict[str, int] = WORDS["numbers"]
+TENS: dict[str, int] = WORDS["tens"]
+
+
+def _by_spelling(key: str) -> dict[str, str]:
+    return {word: to for words, to in WORDS[key].items() for word in words.split()}
+
+
+UNITS = _by_spelling("units")
+EXPANSIONS = _by_spelling("expansions")
 # names of things by kind, in the order of the list; a tuple holds the names of one thing
 ENTITIES: dict[str, list[tuple[str, ...]]] = {
     kind: [tuple(name.strip() for name in entry.split("|")) for entry in text.split(",")]
     for kind, text in WORDS["entities"].items()
 }
 _SHORTEST = 6  # letters from which an ending says anything ("coma" is not a tumour)
-
-
-def read_pairs(key: str) -> dict[str, str]:
-    """A list of pairs, both ways round: {"left": "right", "right": "left", ...}."""
-    pairs = [pair.split() for pair in WORDS[key].split(",")]
-    return {old: new for a, b in pairs for old, new in ((a, b), (b, a))}
 
 
 @lru_cache(maxsize=65536)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef, roc_auc_
 
 from hallulib.detectors.base import Detector, Judgement, Source
 from hallulib.errors import DataError
-from hallulib.evaluation.statistics import estimate_proportion
+from hallulib.rates import Rate, rate
 
 RESAMPLES = 300
 
@@ -20,33 +20,26 @@ RESAMPLES = 300
 class Case:
     """A text of which people have said whether it is hallucinated against its source.
 
-    `group` is the document it belongs to (intervals resample groups); `kind` is its error type.
+    `group` is the document it belongs to: intervals resample groups.
     """
 
     source: Source
     text: str
     hallucinated: bool
     group: str
-    kind: str = ""
 
 
-@dataclass(frozen=True)
-class Call:
-    """One unit: is it wrong, was it called wrong (None: one side could not read it), how surely."""
-
-    wrong: bool | None
-    called: bool | None
-    score: float | None
-    group: str
+# One unit: is it wrong, was it called wrong (None: one side could not read it), how surely; group
+_Call = tuple[bool | None, bool | None, float | None, str]
 
 
 def measure_detector(detector: Detector, cases: Iterable[Case], unit: str) -> dict[str, Any]:
-    """Hold a detector against people's labels; figures as in `summarise_calls`."""
+    """Hold a detector against people's labels; the figures are those of `measure_judge`."""
     calls = []
     for case in cases:
         judged = detector.judge(case.source, case.text)
-        calls.append(Call(case.hallucinated, judged.hallucinated, judged.score, case.group))
-    return summarise_calls(calls, unit) | {"detector": detector.name, "truth": "people"}
+        calls.append((case.hallucinated, judged.hallucinated, judged.score, case.group))
+    return _summarise(calls, unit) | {"detector": detector.name, "truth": "people"}
 
 
 def measure_judge(
@@ -55,87 +48,66 @@ def measure_judge(
     truth_detector: Detector,
     unit: str = "statement",
 ) -> dict[str, Any]:
-    """Hold a detector against a better one on (source, summary) rows; see `summarise_calls`.
+    """Hold a detector against a better one on (source, summary) rows.
 
     unit "statement": each statement of the truth, matched by overlapping text; it is called wrong
     if any statement of the judge that overlaps it is wrong. unit "summary": the whole summary.
+
+    Returns {unit, n, tp, fp, tn, fn, unmatched, detector, truth} and the rates sensitivity,
+    specificity (Wilson), balanced_accuracy, mcc and auroc (bootstrap over groups) as dicts of a
+    Rate; None where one is not defined, as without a positive. unmatched: units that one side
+    could not read; they are counted, and in no rate. Raises DataError when nothing is compared.
     """
-    calls: list[Call] = []
+    calls: list[_Call] = []
     for source, summary in rows:
-        judged = detector.judge(source, summary)
-        truth = truth_detector.judge(source, summary)
-        calls += _pair_verdicts(judged, truth, unit, source.text)
+        judged, truth = detector.judge(source, summary), truth_detector.judge(source, summary)
+        if unit == "summary":
+            calls.append((truth.hallucinated, judged.hallucinated, judged.score, source.text))
+            continue
+        for true in truth.statements:
+            over = [s for s in judged.statements if s.start < true.end and true.start < s.end]
+            part = Judgement(over, [], judged.detector)
+            wrong = None if true.verdict == "unparsed" else true.is_error
+            calls.append((wrong, part.hallucinated, part.score, source.text))
     names = {"detector": detector.name, "truth": truth_detector.name}
-    return summarise_calls(calls, unit) | names
+    return _summarise(calls, unit) | names
 
 
-def _pair_verdicts(judged: Judgement, truth: Judgement, unit: str, group: str) -> list[Call]:
-    if unit == "summary":
-        return [Call(truth.hallucinated, judged.hallucinated, judged.score, group)]
-    calls = []
-    for true in truth.statements:
-        over = [s for s in judged.statements if s.start < true.end and true.start < s.end]
-        part = Judgement(over, [], judged.detector)
-        wrong = None if true.verdict == "unparsed" else true.is_error
-        calls.append(Call(wrong, part.hallucinated, part.score, group))
-    return calls
-
-
-def summarise_calls(calls: Sequence[Call], unit: str, seed: int = 0) -> dict[str, Any]:
-    """Figures of a detector: {unit, n, tp, fp, tn, fn, unmatched, and the rates}.
-
-    sensitivity, specificity (Wilson), balanced_accuracy, mcc and auroc (bootstrap over groups) are
-    dicts with value, low and high; None where they are not defined, as without a positive.
-    unmatched: units that one side could not read; they are counted, and in no rate. Raises
-    DataError when there is nothing to compare.
-    """
-    read = [c for c in calls if c.wrong is not None and c.called is not None]
+def _summarise(calls: list[_Call], unit: str) -> dict[str, Any]:
+    read = [call for call in calls if call[0] is not None and call[1] is not None]
     if not read:
         raise DataError(
             "the judge was not compared with anything: no row gave a verdict by both detectors",
             "pass rows with non-empty summaries",
         )
-    pairs = [(c.wrong, c.called) for c in read]
+    pairs = [call[:2] for call in read]
     tp, fn = pairs.count((True, True)), pairs.count((True, False))
     fp, tn = pairs.count((False, True)), pairs.count((False, False))
-    return {
-        "unit": unit, "n": len(read), "tp": tp, "fp": fp, "tn": tn, "fn": fn,
-        "unmatched": len(calls) - len(read),
-        "sensitivity": estimate_proportion(tp, tp + fn, unit).to_dict() if tp + fn else None,
-        "specificity": estimate_proportion(tn, tn + fp, unit).to_dict() if tn + fp else None,
-        "balanced_accuracy": _bootstrap(_balanced_accuracy, read, seed),
-        "mcc": _bootstrap(_mcc, read, seed),
-        "auroc": _bootstrap(_auroc, read, seed),
-    }  # fmt: skip
+    found = {
+        "sensitivity": rate(tp, tp + fn, unit),
+        "specificity": rate(tn, tn + fp, unit),
+        "balanced_accuracy": _bootstrap(lambda w, c, s: balanced_accuracy_score(w, c), read, unit),
+        "mcc": _bootstrap(lambda w, c, s: matthews_corrcoef(w, c), read, unit),
+        "auroc": _bootstrap(lambda w, c, s: roc_auc_score(w, s), read, unit),
+    }
+    counts = {"unit": unit, "n": len(read), "tp": tp, "fp": fp, "tn": tn, "fn": fn}
+    counts["unmatched"] = len(calls) - len(read)
+    return counts | {name: value and value.to_dict() for name, value in found.items()}
 
 
-def _balanced_accuracy(wrong: np.ndarray, called: np.ndarray, score: np.ndarray) -> float:
-    return balanced_accuracy_score(wrong, called)
-
-
-def _mcc(wrong: np.ndarray, called: np.ndarray, score: np.ndarray) -> float:
-    return matthews_corrcoef(wrong, called)
-
-
-def _auroc(wrong: np.ndarray, called: np.ndarray, score: np.ndarray) -> float:
-    return roc_auc_score(wrong, score)
-
-
-def _bootstrap(measure: Callable[..., float], calls: Sequence[Call], seed: int) -> dict | None:
-    """{value, low, high, method} of a measure, resampling whole groups; None if only one class."""
-    wrong = np.array([c.wrong for c in calls])
-    called = np.array([c.called for c in calls])
-    score = np.array([float(c.called) if c.score is None else c.score for c in calls])
+def _bootstrap(measure: Callable[..., float], calls: list[_Call], unit: str) -> Rate | None:
+    """A measure of (wrong, called, score), resampling whole groups; None if only one class."""
+    wrong, called = (np.array([call[i] for call in calls]) for i in (0, 1))
+    score = np.array([float(c) if s is None else s for _, c, s, _ in calls])
     if wrong.all() or not wrong.any():
         return None
-    _, group = np.unique([c.group for c in calls], return_inverse=True)
+    _, group = np.unique([call[3] for call in calls], return_inverse=True)
     members = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
-        drawn = rng.integers(0, len(members), len(members))
-        rows = np.concatenate([members[g] for g in drawn])
+        rows = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
         if 0 < wrong[rows].sum() < len(rows):
             found.append(measure(wrong[rows], called[rows], score[rows]))
     low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
     value = float(measure(wrong, called, score))
-    return {"value": value, "low": float(low), "high": float(high), "method": "group bootstrap"}
+    return Rate(value, float(low), float(high), unit, "group bootstrap")

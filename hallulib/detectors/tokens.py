@@ -66,7 +66,7 @@ def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
                 tokens += [Token(stem(w), start, end, False) for w in ("blood", "pressure")]
             i += used
             continue
-        for word in EXPANSIONS.get(text, (text,)):
+        for word in EXPANSIONS.get(text, text).split():
             covered = (negated and text not in _NEGATIONS) or word == "no" or whole
             tokens.append(Token(stem(word), start, end, False, covered))
         i += 1

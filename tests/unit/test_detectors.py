@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import csv
-import json
-from pathlib import Path
 
 import pytest
+from data_factory import REAL
 
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference, write_summary
 from hallulib.detectors import (
+    Judgement,
     NoisyJudge,
     Source,
     StatementVerdict,
     get_detector,
     measure_judge,
 )
-from hallulib.detectors.base import Judgement
-from hallulib.detectors.terms import name_term
-from hallulib.detectors.tokens import read_tokens, stem
+from hallulib.detectors.lexicon import name_term, stem
+from hallulib.detectors.tokens import find_sentences, read_tokens
 from hallulib.errors import DataError, RecipeError
 
 pytestmark = pytest.mark.unit
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
 NOTE = (
     "Mrs. Hill is a 58 y/o woman with pain in the left knee for three days. She takes metformin "
     "500 mg BID. Denies fever, chills or rash. BP 142/88. Her father had a stroke."
@@ -145,9 +143,11 @@ def test_evidence_spans_are_places_of_the_note(name):
                    for p in [note.text[a:b] for a, b in s.evidence_spans])  # fmt: skip
 
 
-def test_a_verdict_comes_back_from_json_as_it_was():
-    (statement,) = judge("Takes metformin 500 mg.")
-    assert StatementVerdict.from_dict(json.loads(json.dumps(statement.to_dict()))) == statement
+def test_sentences_end_at_full_stops_and_lines_and_not_inside_numbers_or_after_titles():
+    text = "Mr. Hill takes 2.5 mg. BP 120/80; no rash?\n ... Well! "
+    assert [text[a:b] for a, b in find_sentences(text)] == [
+        "Mr. Hill takes 2.5 mg", "BP 120/80", "no rash", "Well",
+    ]  # fmt: skip
 
 
 def test_the_score_of_a_summary_ranks_and_is_none_where_nothing_was_read():

@@ -10,7 +10,7 @@ import torch
 from tiny_nli import ORDER, WORDS, write_nli_model
 
 from hallulib.detectors import Source, get_detector
-from hallulib.detectors.nli import NliDetector, read_label_order
+from hallulib.detectors.nli import read_label_order
 from hallulib.errors import HallulibError, RecipeError
 
 pytestmark = pytest.mark.unit
@@ -56,19 +56,27 @@ def test_a_long_note_is_read_in_parts_and_the_evidence_is_the_sentence_that_says
 
 
 def test_no_part_of_a_note_is_longer_than_the_model_reads_and_none_is_lost(detector):
-    for room in (3, 5, 9):
-        note = LONG_NOTE.lower() + " " + "cough " * 20
-        parts = detector._cut(note, room)
-        assert max(detector._count(note[a:b]) for a, b in parts) <= room
-        covered = {place for a, b in parts for place in range(a, b)}
-        assert all(place in covered for place, c in enumerate(note) if c.isalnum())
+    unbroken = " ".join(WORDS[place * place % 5] for place in range(30))
+    sentences = [f"no {WORDS[place % 6]}" for place in range(12)]
+    for note in (unbroken, LONG_NOTE.lower() + " " + unbroken, ". ".join(sentences)):
+        read = []
+        hook = detector.model.register_forward_pre_hook(
+            lambda _, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True  # noqa: B023
+        )
+        judge(detector, note, "Aspirin.")
+        hook.remove()
+        assert max(batch.shape[1] for batch in read) <= detector.longest
+        rows = [row for batch in read for row in detector.tokenizer.batch_decode(batch)]
+        parts = [row.split("[CLS]")[1].split("[SEP]")[0].strip() for row in rows]
+        if note == unbroken:
+            assert " ".join(parts) == unbroken
+        assert all(any(s.strip(" .") in part for part in parts) for s in note.split(".")[:-1])
 
 
-def test_the_score_is_one_minus_the_probability_of_entailment(detector):
+def test_the_score_is_one_minus_the_probability_of_entailment(detector, folder):
     supported, invented = judge(detector, "Fever. Cough.", "Fever. Stroke.").statements
     assert supported.score < 0.5 < invented.score
-    strict = NliDetector.__new__(NliDetector)
-    strict.__dict__ = detector.__dict__ | {"threshold": 0.99999999}
+    strict = get_detector("nli", name_or_path=str(folder), threshold=0.99999999)
     assert judge(strict, "Fever. Cough.", "Fever.").statements[0].is_error
 
 
@@ -128,4 +136,4 @@ def test_what_cannot_be_loaded_says_what_to_set(tmp_path):
         with pytest.raises(HallulibError, match="evaluation.nli_model"):
             get_detector("nli", name_or_path=name)
     with pytest.raises(RecipeError, match="threshold"):
-        NliDetector("x", threshold=1.0)
+        get_detector("nli", name_or_path="x", threshold=1.0)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 import pytest
+from data_factory import REAL
 
-from hallulib.detectors import Case, Source, StatementVerdict, get_detector, measure_detector
-from hallulib.detectors.base import Judgement
-from hallulib.detectors.cases import read_medec_cases, read_mts_cases
-from hallulib.detectors.quality import Call, measure_judge, summarise_calls
+from hallulib.detectors import (
+    Case,
+    Judgement,
+    Source,
+    StatementVerdict,
+    get_detector,
+    measure_detector,
+    measure_judge,
+)
 from hallulib.errors import DataError
+from hallulib.files import project_root
+
+sys.path.append(str(project_root() / "benchmarks"))
+from cases import read_medec_cases, read_mts_cases  # noqa: E402
 
 pytestmark = pytest.mark.unit
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="the real data are not beside it")
 
 
@@ -44,14 +53,27 @@ def test_measuring_a_judge_fills_each_cell_of_the_table():
         measure_judge(FixedJudge("j", set()), [], FixedJudge("t", set()))
 
 
-def make_calls(tp: int, fn: int, fp: int, tn: int) -> list[Call]:
-    cells = [(True, True, tp), (True, False, fn), (False, True, fp), (False, False, tn)]
-    pairs = [(wrong, called) for wrong, called, count in cells for _ in range(count)]
-    return [Call(w, c, None, str(place)) for place, (w, c) in enumerate(pairs)]
+class ReadsItsText:
+    """Gives the verdict that the text asks for, and how surely: "wrong 0.9", "fine", "unread"."""
+
+    name = "reads"
+
+    def judge(self, source: Source, text: str) -> Judgement:
+        said, _, score = text.partition(" ")
+        verdict = {"wrong": "not_in_note", "fine": "supported", "unread": "unparsed"}[said]
+        sure = float(score) if score else None
+        statement = StatementVerdict(text, 0, len(text), "text", verdict, score=sure)
+        return Judgement([statement], [], self.name)
+
+
+def make_cases(tp: int, fn: int, fp: int, tn: int, in_group: int = 1) -> list[Case]:
+    cells = [(True, "wrong", tp), (True, "fine", fn), (False, "wrong", fp), (False, "fine", tn)]
+    made = [(wrong, text) for wrong, text, count in cells for _ in range(count)]
+    return [Case(Source(""), t, w, str(i // in_group)) for i, (w, t) in enumerate(made)]
 
 
 def test_the_figures_are_those_worked_by_hand():
-    quality = summarise_calls(make_calls(17, 3, 6, 34), "summary")
+    quality = measure_detector(ReadsItsText(), make_cases(17, 3, 6, 34), "summary")
     assert quality["sensitivity"]["value"] == 17 / 20
     assert quality["specificity"]["value"] == 34 / 40
     assert quality["balanced_accuracy"]["value"] == pytest.approx(0.85)
@@ -63,28 +85,31 @@ def test_the_figures_are_those_worked_by_hand():
 
 
 def test_the_auroc_uses_the_scores_and_not_the_yes_or_no():
-    calls = [Call(wrong, True, score, str(score)) for wrong, score in
+    cases = [Case(Source(""), f"wrong {score}", wrong, str(score)) for wrong, score in
              [(True, 0.9), (False, 0.8), (True, 0.7), (False, 0.2)]]  # fmt: skip
-    quality = summarise_calls(calls, "summary")
+    quality = measure_detector(ReadsItsText(), cases, "summary")
     assert quality["auroc"]["value"] == 0.75
     assert quality["balanced_accuracy"]["value"] == 0.5
 
 
 def test_what_one_side_could_not_read_is_counted_and_in_no_rate():
-    calls = [*make_calls(5, 5, 5, 5), Call(None, True, 1.0, "x"), Call(True, None, None, "y")]
-    quality = summarise_calls(calls, "summary")
-    assert (quality["n"], quality["unmatched"]) == (20, 2)
+    unread = Case(Source(""), "unread", True, "x")
+    quality = measure_detector(ReadsItsText(), [*make_cases(5, 5, 5, 5), unread], "summary")
+    assert (quality["n"], quality["unmatched"]) == (20, 1)
     assert quality["sensitivity"]["n"] == 10
+    rows = [(Source("n"), text) for text in ("wrong", "unread", "fine")]
+    quality = measure_judge(FixedJudge("j", {0}), rows, ReadsItsText())
+    assert (quality["n"], quality["unmatched"]) == (2, 1)
 
 
 def test_units_of_one_document_are_resampled_together():
-    alone = make_calls(40, 10, 10, 40)
-    groups = [Call(c.wrong, c.called, None, str(place // 25)) for place, c in enumerate(alone)]
-    widths = [
-        (lambda f: f["high"] - f["low"])(summarise_calls(calls, "statement")["balanced_accuracy"])
-        for calls in (alone, groups)
-    ]
-    assert widths[1] > widths[0]
+    alone, together = (
+        measure_detector(ReadsItsText(), make_cases(40, 10, 10, 40, size), "statement")
+        for size in (1, 25)
+    )
+    width, wider = (q["balanced_accuracy"]["high"] - q["balanced_accuracy"]["low"]
+                    for q in (alone, together))  # fmt: skip
+    assert wider > width
 
 
 def test_a_detector_is_held_against_peoples_labels():
@@ -122,14 +147,14 @@ def test_grades_that_are_no_rate_are_counted_and_not_taken_for_zero(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read"), ("", "cannot be read"), ("a,b\n1,2\n", "lacks the column 'Text ID'"),
-     (MEDEC, "has no rows"), (b"\xff\xfe\x00bad", "cannot be read")],
+    [(None, "No such file"), ("", "No columns"), ("a,b\n1,2\n", ".*Text ID"),
+     (b"\xff\xfe\x00bad", ".*decode")],
 )  # fmt: skip
 def test_a_bad_file_is_named(tmp_path, text, message):
     path = tmp_path / "medec.csv"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(DataError, match=f"medec.csv {message}"):
+    with pytest.raises(DataError, match=f"medec.csv cannot be read: .*{message}"):
         read_medec_cases(path)
 
 

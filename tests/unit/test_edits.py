@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from hallulib.clinic.facts import check
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
-from hallulib.detectors import Source, get_detector
-from hallulib.detectors.edits import MOST_SURPLUS, choose_edits, find_edits
-from hallulib.detectors.edits import is_stated
+from hallulib.detectors import Source, choose_edits, find_edits, get_detector
 
 pytestmark = pytest.mark.unit
+KINDS = set(
+    "number dose unit side negation age sex entity_swapped entity_added invented_finding".split()
+)
 NOTES = make_notes(400, seed=11, missing_rate=0.2)
 
 
@@ -120,9 +121,12 @@ def test_another_name_of_a_stated_thing_is_no_error_and_not_used():
 
 
 def test_a_phrase_is_stated_only_as_whole_words_and_whole_numbers():
-    assert is_stated("Takes 20 mg.", "20 MG") and is_stated("Gout", "gout")
-    assert not is_stated("Takes 120 mg of gouty 20.5.", "20 mg")
-    assert not is_stated("gouty", "gout") and not is_stated("20.5", "20")
+    text = "Takes 20 mg."
+    for inside in ("Takes 140 mg.", "Takes 40.5 mg.", "Takes 0.40 mg.", "Takes 40mg."):
+        assert "Takes 40 mg." in afters(text, "dose", inside)
+    assert "Takes 40 mg." not in afters(text, "dose", "Takes 40.")
+    assert afters("Pain for 2 days.", "unit", "Pain for 2 days, then 12 WEEKS.")
+    assert afters("Pain for 2 days.", "unit", "Pain for 2 days, then 2 WEEKS.") == []
 
 
 # --- proof on many texts ---------------------------------------------------------------------
@@ -150,7 +154,7 @@ def test_the_clinic_allows_every_kind_and_each_is_used_equally_often():
     edits = choose_edits(texts, seed=0, count=len)
     assert len(edits) == len(NOTES)
     used = Counter(edit.kind for edit in edits.values())
-    assert set(used) == set(KINDS) and max(used.values()) - min(used.values()) <= 2
+    assert set(used) == KINDS and max(used.values()) - min(used.values()) <= 2
 
 
 def test_length_does_not_tell_which_side_is_wrong():
@@ -175,7 +179,7 @@ def test_texts_that_could_only_grow_are_left_out_once_the_wrong_sides_are_longer
     texts = [(str(i), "He sleeps.", "He sleeps.") for i in range(50)]
     edits = choose_edits(texts, seed=0, count=lambda text: len(text.split()))
     grown = sum(edit.measure_growth(lambda text: len(text.split())) for edit in edits.values())
-    assert 0 < len(edits) < 10 and grown < MOST_SURPLUS + 8
+    assert 0 < len(edits) < 10 and grown < 20
 
 
 def test_an_edit_describes_itself_and_has_a_place_in_the_taxonomy():
@@ -194,7 +198,7 @@ def test_real_references_are_changed_by_every_kind_and_most_changes_are_seen_by_
     texts = [(row["ID"], row["section_text"], row["dialogue"]) for row in rows]
     edits = choose_edits(texts, seed=0, count=lambda text: len(text.split()))
     used = Counter(edit.kind for edit in edits.values())
-    assert set(used) == set(KINDS) and len(edits) > 900
+    assert set(used) == KINDS and len(edits) > 900
     judge = get_detector("entities")
     seen = Counter()
     for name, text, _ in texts:

@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from hallulib.detectors.base import Source
-from hallulib.detectors.quality import Case
+from hallulib.detectors import Case, Source
 from hallulib.errors import DataError
 from hallulib.files import display_path
 
-_MEDEC = ["Text ID", "Error Flag", "Error Type", "Error Sentence", "Corrected Sentence",
-          "Corrected Text"]  # fmt: skip
-_SUMMARIES, _GRADES = ["ID", "Dialogue", "Automatic Summary"], ["HallucinationRate"]
+_MEDEC = ["Text ID", "Error Flag", "Error Sentence", "Corrected Sentence", "Corrected Text"]
 
 
 def read_medec_cases(path: Path) -> tuple[list[Case], dict[str, int]]:
@@ -27,12 +24,12 @@ def read_medec_cases(path: Path) -> tuple[list[Case], dict[str, int]]:
     for row in _read_table(path, _MEDEC).to_dict("records"):
         if row["Error Flag"] != "1":
             dropped[reasons[0] if row["Error Flag"] == "0" else reasons[2]] += 1
-        elif not all(row[name].strip() for name in _MEDEC[3:]):
-            dropped["row with an empty field"] += 1
+        elif not all(row[name].strip() for name in _MEDEC[2:]):
+            dropped[reasons[1]] += 1
         else:
             source = Source(row["Corrected Text"])
             for name, wrong in (("Error Sentence", True), ("Corrected Sentence", False)):
-                cases.append(Case(source, row[name], wrong, row["Text ID"], row["Error Type"]))
+                cases.append(Case(source, row[name], wrong, row["Text ID"]))
     return cases, dropped
 
 
@@ -42,15 +39,15 @@ def read_mts_cases(summaries: Path, grades: Path) -> tuple[list[Case], dict[str,
     The two files belong together row by row. Four systems wrote on the same dialogues, and a
     dialogue is one group. Returns the cases and what was left out. Raises DataError.
     """
-    texts, rates = _read_table(summaries, _SUMMARIES), _read_table(grades, _GRADES)
+    texts = _read_table(summaries, ["ID", "Dialogue", "Automatic Summary"])
+    rates = pd.to_numeric(_read_table(grades, ["HallucinationRate"]).iloc[:, 0], errors="coerce")
     if len(texts) != len(rates):
         raise DataError(
             f"{display_path(summaries)} has {len(texts)} rows, {display_path(grades)} {len(rates)}",
             "take both files from the same version of MTS-Dialog: they belong together by row",
         )
-    found = pd.to_numeric(rates["HallucinationRate"], errors="coerce")
     cases, dropped = [], {"row with an empty field": 0, "grade that is no rate": 0}
-    for row, rate in zip(texts.to_dict("records"), found, strict=True):
+    for row, rate in zip(texts.to_dict("records"), rates, strict=True):
         if not row["Dialogue"].strip() or not row["Automatic Summary"].strip():
             dropped["row with an empty field"] += 1
         elif not 0 <= rate <= 1:  # also NaN
@@ -62,19 +59,13 @@ def read_mts_cases(summaries: Path, grades: Path) -> tuple[list[Case], dict[str,
 
 
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A CSV as text, nothing coerced. Raises DataError naming the file and what it lacks."""
+    """These columns of a CSV as text, nothing coerced. Raises DataError naming what is wrong."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+        return table[columns]
+    except (OSError, ValueError, KeyError, pd.errors.ParserError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{display_path(path)} cannot be read: {reason}", "check that it is the CSV it was"
+            f"{display_path(path)} cannot be read: {reason}",
+            f"check that it is the CSV it was, with the columns {', '.join(columns)}",
         ) from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing or table.empty:
-        raise DataError(
-            f"{display_path(path)} lacks the column {missing[0]!r}" if missing
-            else f"{display_path(path)} has no rows",
-            f"it needs the columns {', '.join(columns)}",
-        )  # fmt: skip
-    return table
