@@ -140,6 +140,18 @@ def plan(
 
 
 @app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set: mts-dialog.")],
+    from_: Annotated[str, typer.Option("--from", help="A folder with a copy; no network.")] = "",
+) -> None:
+    """Lay real text in data/external/, with its licence; every file's checksum is checked."""
+    from hallulib.data.fetch import fetch_data
+
+    for line in fetch_data(name, from_):
+        typer.echo(line)
+
+
+@app.command()
 def runs() -> None:
     """List the runs in outputs/ with their headline."""
     from hallulib.report import HEADLINE, format_table, headline_cells, read_headline

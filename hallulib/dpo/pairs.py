@@ -19,12 +19,12 @@ from typing import Any
 
 import pandas as pd
 
+from hallulib.detectors import choose_edits
 from hallulib.dpo.sampled import Samples, build_judge, choose_pair, collect_samples, judge_sample
 from hallulib.errors import DataError
 from hallulib.files import storage_guard, write_text_atomic
 from hallulib.generation import Generation
 from hallulib.models import load_tokenizer
-from hallulib.detectors.edits import choose_edits
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
@@ -108,7 +108,7 @@ def draft_sampled(samples: Sequence[dict[str, Any]]) -> Draft | str:
 
 
 def draft_perturbed(notes: pd.DataFrame, recipe: Recipe) -> Drafts:
-    """The reference of each note against itself with one typed error (:mod:`hallulib.detectors.edits`)."""
+    """The reference of each note against itself with one typed error (`detectors.edits`)."""
     judged = _judge_references(notes, recipe)
     usable = [note for note in notes.to_dict("records") if not isinstance(judged[note["id"]], str)]
     texts = ((note["id"], note["reference"], note["context"]) for note in usable)
