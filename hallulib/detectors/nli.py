@@ -24,12 +24,6 @@ _LABELS = {
     "other": "neutral notentailment nonentailment unsupported notsupported inconsistent nonfactual "
              "notenoughinfo hallucinated hallucination unfaithful",
 }  # fmt: skip
-# what the model says best -> verdict, error type
-_VERDICTS = {
-    "support": ("supported", None),
-    "contradiction": ("contradicted", "other"),
-    "": ("not_in_note", "fabrication"),
-}
 _LONGEST = 512  # tokens; longer is possible for some models, and slower for all
 _BATCH = 16  # pairs of text read at a time
 Span = tuple[int, int]
@@ -54,45 +48,41 @@ class NliDetector:
         self.longest = min(_LONGEST, positions - 2, self.tokenizer.model_max_length)
 
     def judge(self, source: Source, summary: str) -> Judgement:
-        spans = find_sentences(summary)
-        texts = [summary[slice(*span)] for span in spans]
-        sizes = [len(self._read_offsets(text)) for text in texts]
+        note, spans = source.text, find_sentences(summary)
+        sizes = {s: len(self._read_offsets(summary[slice(*s)])) for s in spans}
         # Half of what fits is for the note; a "sentence" beyond is no sentence, and not judged.
-        short = {text: n for text, n in zip(texts, sizes, strict=True) if n < self.longest / 2}
-        room = self.longest - max(short.values(), default=0) - 4
-        parts = _cut_note(source.text, self._read_offsets(source.text), room)
-        pairs = [(source.text[start:end], text) for text in short for start, end in parts]
+        short = [span for span in spans if sizes[span] < self.longest / 2]
+        room = self.longest - max((sizes[span] for span in short), default=0) - 4
+        parts = _cut_note(note, self._read_offsets(note), room)
+        pairs = [(note[a:b], summary[slice(*span)]) for span in short for a, b in parts]
         found = self._classify(pairs).view(len(short), len(parts), self.model.config.num_labels)
-        by_text = dict(zip(short, found, strict=True))
+        verdicts = dict.fromkeys(spans, ("unparsed", None, "the sentence is too long"))
+        for span, probabilities in zip(short, found, strict=True):
+            verdicts[span] = self._decide(note, summary[slice(*span)], parts, probabilities)
         statements = [
-            self._decide(source.text, text, span, parts, by_text.get(text))
-            for text, span in zip(texts, spans, strict=True)
+            StatementVerdict(summary[slice(*span)], *span, "sentence", *verdict)
+            for span, verdict in verdicts.items()
         ]
         return Judgement(statements, [], self.name)
 
-    def _decide(
-        self, note: str, text: str, span: Span, parts: list[Span], found: torch.Tensor | None
-    ) -> StatementVerdict:
-        """The verdict on one sentence from the probabilities (parts of the note, labels)."""
-        if found is None or not len(found) or not found.isfinite().all():
-            why = "the sentence is too long" if found is None else "the model gave no probability"
-            return StatementVerdict(text, *span, "sentence", "unparsed", evidence=why)
+    def _decide(self, note: str, text: str, parts: list[Span], found: torch.Tensor) -> tuple:
+        """(verdict, error type, evidence, its places, score) of one sentence, from probabilities
+        (parts of the note, labels)."""
+        if not len(found) or not found.isfinite().all():
+            return "unparsed", None, "the model gave no probability"
         best = {meaning: float(found[:, label].max()) for meaning, label in self.labels.items()}
-        says, score = "", 1 - best["support"]
+        score = 1 - best["support"]
         if best["support"] >= self.threshold:
-            says = "support"
+            verdict, error_type, label = "supported", None, self.labels["support"]
         elif best.get("contradiction", 0) > max(0.5, best["support"]):
-            says = "contradiction"
-        places = (self._narrow(note, text, parts, found, says),) if says else ()
-        evidence = "".join(note[start:end] for start, end in places)
-        return StatementVerdict(text, *span, "sentence", *_VERDICTS[says], evidence, places, score)
+            verdict, error_type, label = "contradicted", "other", self.labels["contradiction"]
+        else:
+            return "not_in_note", "fabrication", "", (), score
+        place = self._narrow(note, text, parts[int(found[:, label].argmax())], label)
+        return verdict, error_type, note[slice(*place)], (place,), score
 
-    def _narrow(
-        self, note: str, text: str, parts: list[Span], found: torch.Tensor, says: str
-    ) -> Span:
+    def _narrow(self, note: str, text: str, part: Span, label: int) -> Span:
         """The one sentence of a part of the note that says most of what the part says."""
-        label = self.labels[says]
-        part = parts[int(found[:, label].argmax())]
         inside = [s for s in find_sentences(note) if part[0] <= s[0] and s[1] <= part[1]]
         if len(inside) < 2:
             return part

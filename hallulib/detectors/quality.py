@@ -13,7 +13,12 @@ from hallulib.detectors.base import Detector, Judgement, Source
 from hallulib.errors import DataError
 from hallulib.rates import Rate, rate
 
-RESAMPLES = 300
+_RESAMPLES = 300
+_MEASURES: dict[str, Callable[..., float]] = {
+    "balanced_accuracy": lambda wrong, called, score: balanced_accuracy_score(wrong, called),
+    "mcc": lambda wrong, called, score: matthews_corrcoef(wrong, called),
+    "auroc": lambda wrong, called, score: roc_auc_score(wrong, score),
+}
 
 
 @dataclass(frozen=True)
@@ -83,31 +88,30 @@ def _summarise(calls: list[_Call], unit: str) -> dict[str, Any]:
     pairs = [call[:2] for call in read]
     tp, fn = pairs.count((True, True)), pairs.count((True, False))
     fp, tn = pairs.count((False, True)), pairs.count((False, False))
-    found = {
-        "sensitivity": rate(tp, tp + fn, unit),
-        "specificity": rate(tn, tn + fp, unit),
-        "balanced_accuracy": _bootstrap(lambda w, c, s: balanced_accuracy_score(w, c), read, unit),
-        "mcc": _bootstrap(lambda w, c, s: matthews_corrcoef(w, c), read, unit),
-        "auroc": _bootstrap(lambda w, c, s: roc_auc_score(w, s), read, unit),
-    }
+    rates = {"sensitivity": rate(tp, tp + fn, unit), "specificity": rate(tn, tn + fp, unit)}
+    rates |= _bootstrap(read, unit)
     counts = {"unit": unit, "n": len(read), "tp": tp, "fp": fp, "tn": tn, "fn": fn}
     counts["unmatched"] = len(calls) - len(read)
-    return counts | {name: value and value.to_dict() for name, value in found.items()}
+    return counts | {name: value and value.to_dict() for name, value in rates.items()}
 
 
-def _bootstrap(measure: Callable[..., float], calls: list[_Call], unit: str) -> Rate | None:
-    """A measure of (wrong, called, score), resampling whole groups; None if only one class."""
+def _bootstrap(calls: list[_Call], unit: str) -> dict[str, Rate | None]:
+    """Each of _MEASURES, resampling whole groups; None if there is only one class."""
     wrong, called = (np.array([call[i] for call in calls]) for i in (0, 1))
     score = np.array([float(c) if s is None else s for _, c, s, _ in calls])
     if wrong.all() or not wrong.any():
-        return None
+        return dict.fromkeys(_MEASURES)
     _, group = np.unique([call[3] for call in calls], return_inverse=True)
     members = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
-    rng, found = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(_RESAMPLES):
         rows = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
         if 0 < wrong[rows].sum() < len(rows):
-            found.append(measure(wrong[rows], called[rows], score[rows]))
-    low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
-    value = float(measure(wrong, called, score))
-    return Rate(value, float(low), float(high), unit, "group bootstrap")
+            draws.append(rows)
+    rates = {}
+    for name, measure in _MEASURES.items():
+        found = [measure(wrong[rows], called[rows], score[rows]) for rows in draws] or [np.nan]
+        low, high = np.quantile(found, [0.025, 0.975])
+        value = float(measure(wrong, called, score))
+        rates[name] = Rate(value, float(low), float(high), unit, "group bootstrap")
+    return rates
