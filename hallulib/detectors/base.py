@@ -1,7 +1,4 @@
-"""What a detector is: it reads a source and a summary and returns one verdict per statement.
-
-And the judge that errs on purpose, at stated rates.
-"""
+"""What a detector is: it returns one verdict per statement; and a judge that errs on purpose."""
 
 from __future__ import annotations
 
@@ -56,9 +53,8 @@ class StatementVerdict:
 class Judgement:
     """All verdicts on one summary.
 
-    `omissions` names what the source states and the summary leaves out; `stated` is how many such
-    things the source states (0: this detector does not look for omissions), `stated_unit` what
-    they are.
+    `omissions`: what the source states and the summary leaves out. `stated`: how many such things
+    the source states (0: this detector does not look for them); `stated_unit`: what they are.
     """
 
     statements: list[StatementVerdict]
@@ -130,7 +126,8 @@ class NoisyJudge:
                     f"an error rate of a judge is {rate}", "give a share from 0 up to 1 (0.05)"
                 )
         self.detector, self.seed = detector, seed
-        self.rates = {False: false_positive_rate, True: false_negative_rate}
+        self.false_positive_rate = false_positive_rate
+        self.false_negative_rate = false_negative_rate
         self.name = f"{detector.name}+noise"
 
     def judge(self, source: Source, summary: str) -> Judgement:
@@ -139,8 +136,9 @@ class NoisyJudge:
         return replace(judged, statements=statements, detector=self.name)
 
     def _flip(self, source: Source, said: StatementVerdict) -> StatementVerdict:
+        rate = self.false_negative_rate if said.is_error else self.false_positive_rate
         drawn = _draw_uniform(self.seed, source.text, said.text, said.start)
-        if said.verdict == "unparsed" or drawn >= self.rates[said.is_error]:
+        if said.verdict == "unparsed" or drawn >= rate:
             return said
         if said.is_error:
             return replace(said, verdict="supported", error_type=None, score=None)
