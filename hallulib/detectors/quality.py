@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef, roc_auc_
 
 from hallulib.detectors.base import Detector, Judgement, Source
 from hallulib.errors import DataError
-from hallulib.evaluation.statistics import estimate_proportion
+from hallulib.rates import rate
 
 RESAMPLES = 300
 
@@ -101,8 +101,8 @@ def summarise_calls(calls: Sequence[Call], unit: str, seed: int = 0) -> dict[str
     return {
         "unit": unit, "n": len(read), "tp": tp, "fp": fp, "tn": tn, "fn": fn,
         "unmatched": len(calls) - len(read),
-        "sensitivity": estimate_proportion(tp, tp + fn, unit).to_dict() if tp + fn else None,
-        "specificity": estimate_proportion(tn, tn + fp, unit).to_dict() if tn + fp else None,
+        "sensitivity": rate(tp, tp + fn, unit).to_dict() if tp + fn else None,
+        "specificity": rate(tn, tn + fp, unit).to_dict() if tn + fp else None,
         "balanced_accuracy": _bootstrap(_balanced_accuracy, read, seed),
         "mcc": _bootstrap(_mcc, read, seed),
         "auroc": _bootstrap(_auroc, read, seed),
