@@ -40,11 +40,11 @@ class Rate:
         return asdict(self)
 
     def __str__(self) -> str:
-        """'6 of 10 summaries (60 %, 31-83 %)'; without counts '60 % (31-83 %)'; kappa, which is no
-        share, as '0.37 (0.10 to 0.60)'."""
+        """'6 of 10 summaries (60 %, 31-83 %)'; without counts '60 % (31-83 %)'; what is no share, as
+        kappa, '0.37 (0.10 to 0.60)'."""
         if self.low is None or self.high is None:
             return f"{self.value:.2f} (too little varies for an interval)"
-        if self.method == "kappa":
+        if self.method in ("kappa", "alpha"):
             return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
         value, span = percent(self.value), f"{percent(self.low)}-{percent(self.high)} %"
         if self.k is None:

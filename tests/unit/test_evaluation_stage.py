@@ -141,8 +141,14 @@ def test_one_item_is_shown_under_two_systems(evaluated):
         change_on_item(run, "nobody")
 
 
+@pytest.mark.parametrize(
+    ("damage", "remade"), [(lambda lines: [*lines, b'{"id": "torn'], 0),
+                           (lambda lines: [*lines[:4], b"\0\0\n", lines[5]], 2),
+                           (lambda lines: [*lines[:5], lines[5].rstrip()], 1)],
+    ids=["torn last line", "damage in the middle", "no line end"],
+)  # fmt: skip
 def test_an_interrupted_evaluation_continues_and_ends_the_same(
-    evaluated, tmp_path, model_dir, monkeypatch
+    evaluated, tmp_path, model_dir, monkeypatch, damage, remade
 ):
     recipe, run = make_trained_run(tmp_path, model_dir)
     real, prompts = outputs.generate_summaries, []
@@ -158,13 +164,12 @@ def test_an_interrupted_evaluation_continues_and_ends_the_same(
         evaluate_systems(recipe, run)
     assert "evaluation" not in run.manifest["stages"]
     work = run.checkpoint_dir("evaluation", recipe) / "base.jsonl"
-    assert len(work.read_text().splitlines()) == 6  # base was done, in calls of two items
-    with work.open("a") as file:
-        file.write('{"id": "torn')
-    prompts.clear()
-    prompts += [0] * 10  # past the interruption
+    lines = work.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6  # base was done, in calls of two items
+    work.write_bytes(b"".join(damage(lines)))
+    prompts[:] = [0] * 10  # past the interruption
     evaluate_systems(recipe, run)
-    assert sum(prompts) == 18  # sft, dpo and dpo_plain; nothing of base again
+    assert sum(prompts) == 18 + remade  # sft, dpo and dpo_plain; of base what was damaged
     assert read_rows_of(run, "generations") == read_rows_of(evaluated[1], "generations")
 
 

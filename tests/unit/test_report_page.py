@@ -123,8 +123,9 @@ def test_perplexity_and_token_accuracy_are_of_the_references_that_could_be_score
 
 
 def test_overlap_is_one_for_the_reference_itself_and_falls_to_zero_for_silence():
-    same, silent = measure_texts(make_generations("x", ["clean"] * 4)), measure_texts(
-        make_generations("x", ["empty"] * 4)
+    same, silent = (
+        measure_texts(make_generations("x", ["clean"] * 4)),
+        measure_texts(make_generations("x", ["empty"] * 4)),
     )
     assert {round(v["value"], 6) for v in same["overlap"].values()} == {1.0}
     assert {v["value"] for v in silent["overlap"].values()} == {0.0}
