@@ -40,8 +40,8 @@ class Rate:
         return asdict(self)
 
     def __str__(self) -> str:
-        """'6 of 10 summaries (60 %, 31-83 %)'; without counts '60 % (31-83 %)'; what is no share, as
-        kappa, '0.37 (0.10 to 0.60)'."""
+        """'6 of 10 summaries (60 %, 31-83 %)'; without counts '60 % (31-83 %)'; what is no share
+        (kappa) '0.37 (0.10 to 0.60)'."""
         if self.low is None or self.high is None:
             return f"{self.value:.2f} (too little varies for an interval)"
         if self.method in ("kappa", "alpha"):

@@ -102,8 +102,6 @@ def summarise_system(frame: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     primary = rates[PRIMARY]
     wrong = [s for s in chain.from_iterable(frame["statements"]) if s["error_type"]]
     errors = pd.DataFrame(wrong, columns=["error_type", "kind"])
-    # Left-out sentences of a reference are no kinds and are not counted by kind.
-    omitted = frame.loc[frame["stated_unit"].str.startswith("fact"), "omissions"].explode()
     return {
         "n": len(frame),
         "answered": int(frame["answered"].sum()),
@@ -120,7 +118,6 @@ def summarise_system(frame: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         "truncated": int(frame["finish_reason"].eq("length").sum()),
         "error_types": errors["error_type"].value_counts().to_dict(),
         "error_kinds": errors["kind"].value_counts().to_dict(),
-        "omitted_kinds": omitted.value_counts().to_dict(),
         "rates": {name: found.to_dict() if found else None for name, found in rates.items()},
     }
 

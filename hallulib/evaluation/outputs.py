@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ from hallulib.files import append_lines, recover_lines
 from hallulib.generation import generate_summaries
 from hallulib.models import load_systems, load_tokenizer, use_system
 from hallulib.recipe import Recipe
-from hallulib.recipe_sections import EvaluationSection
 from hallulib.run import Run
 from hallulib.scoring import encode_completion, pad_rows, score_completions
 
-CHUNK_BATCHES = 2  # batches generated between two writes to disk
 SCORED = 100  # items whose references are scored: perplexity needs no more, and reads everything
 KEPT = ("id", "group_id", "style", "style_group", "prompt", "context", "reference")
 
@@ -46,18 +45,11 @@ def generate_all(recipe: Recipe, run: Run, rows: list[dict[str, str]]) -> list[d
         check_lengths(model, tokenizer, rows, recipe.evaluation.max_new_tokens)
         scored = {row["id"] for row in rows[:SCORED]}
         for name, missing in todo.items():
-            size = recipe.evaluation.batch_size * CHUNK_BATCHES
             bar = tqdm(total=len(missing), desc=name, unit="summary")
             with use_system(model, name), files[name].open("a", encoding="utf-8") as file, bar:
-                for start in range(0, len(missing), size):
-                    chunk = missing[start : start + size]
-                    made = generate_chunk(model, tokenizer, chunk, recipe.evaluation)
-                    for row in made:
-                        wanted = row["id"] in scored
-                        longest = recipe.model.max_length if wanted else 0
-                        row |= score_reference(model, tokenizer, row, longest) | {"system": name}
-                    append_lines(file, made)
-                    done[name] |= {row["id"]: row for row in made}
+                for made in generate_batches(model, tokenizer, missing, scored, recipe):
+                    done[name] |= {row["id"]: row | {"system": name} for row in made}
+                    append_lines(file, (done[name][row["id"]] for row in made))
                     bar.update(len(made))
     return [done[name][row["id"]] for name in files for row in rows]
 
@@ -77,21 +69,26 @@ def check_lengths(model: Any, tokenizer: Any, rows: list[dict[str, str]], longes
             )
 
 
-def generate_chunk(
-    model: Any, tokenizer: Any, rows: list[dict[str, str]], settings: EvaluationSection
-) -> list[dict[str, Any]]:
-    """What the model writes on `rows`, greedily, beside what they hold."""
-    outputs = generate_summaries(
-        model, tokenizer, [row["prompt"] for row in rows], batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-    )  # fmt: skip
-    return [
-        {name: row[name] for name in KEPT} | {
-            "text": output.text, "finish_reason": output.finish_reason,
-            "n_tokens": len(output.token_ids),
-        }
-        for row, (output,) in zip(rows, outputs, strict=True)
-    ]  # fmt: skip
+def generate_batches(
+    model: Any, tokenizer: Any, rows: list[dict[str, str]], scored: set[str], recipe: Recipe
+) -> Iterator[list[dict[str, Any]]]:
+    """Batch by batch, what the model writes on `rows`, greedily, beside what they hold and, for the
+    ids in `scored`, how likely the reference is."""
+    settings = recipe.evaluation
+    for start in range(0, len(rows), settings.batch_size):
+        batch = rows[start : start + settings.batch_size]
+        outputs = generate_summaries(
+            model, tokenizer, [row["prompt"] for row in batch], batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+        )  # fmt: skip
+        made = []
+        for row, (output,) in zip(batch, outputs, strict=True):
+            longest = recipe.model.max_length if row["id"] in scored else 0
+            written = {"text": output.text, "finish_reason": output.finish_reason,
+                       "n_tokens": len(output.token_ids)}  # fmt: skip
+            likely = score_reference(model, tokenizer, row, longest)
+            made.append({name: row[name] for name in KEPT} | written | likely)
+        yield made
 
 
 @torch.no_grad()

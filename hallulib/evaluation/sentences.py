@@ -129,8 +129,9 @@ def show_guarded(entry: dict[str, Any], arrow: str = "to") -> str:
 def say_small_n(n: int) -> str:
     """What n items cannot show, with the case's own example of 60 %. That 6 changed items and 36
     items are needed follows from exact McNemar (`rates.paired_power`)."""
+    example = rate(round(0.6 * n), n, "summaries")
     return (
-        f"n = {n} is small: even {rate(round(0.6 * n), n, 'summaries')} may mean anything between; "
-        "no result with fewer than 6 changed items can reach p < 0.05; and to show a fall from "
-        "60 % to 30 % takes about 36 items, each under both systems."
+        f"n = {n} is small: after {example} every rate in that interval is possible; no result "
+        "with fewer than 6 changed items can reach p < 0.05; and to show a fall from 60 % to 30 % "
+        "takes about 36 items, each under both systems."
     )

@@ -143,7 +143,7 @@ def test_every_requirement_is_pinned_exactly():
 
 
 def test_what_the_package_imports_is_pinned_and_what_is_pinned_is_used():
-    import_names = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pyzmq": "zmq"}
+    import_names = {"jinja2": "jinja2", "pyyaml": "yaml", "scikit-learn": "sklearn", "pyzmq": "zmq"}
     pinned = {requirement.name for requirement in read_pins("requirements.txt")}
     pinned_imports = {import_names.get(name.lower(), name.replace("-", "_")) for name in pinned}
     imported = set().union(*(their_imports(path) for path in MODULES))

@@ -67,7 +67,7 @@ def make_trained_run(root: Path, model_dir: Path, **changes):
     """A run whose training stages are recorded, each with an adapter of random weights."""
     overrides = {
         "model.name_or_path": str(model_dir), "data.train_size": 6, "data.validation_size": 2,
-        "data.test_size": 6, "evaluation.max_new_tokens": 4, "evaluation.batch_size": 1,
+        "data.test_size": 6, "evaluation.max_new_tokens": 4, "evaluation.batch_size": 2,
         "dpo.comparison_arms": ["dpo_plain"],
     }  # fmt: skip
     recipe = load_recipe("tiny-cpu", overrides | changes)
@@ -242,7 +242,6 @@ def test_omissions_turn_the_guardrail_red_also_without_a_fact_table():
     rate = summary["systems"]["dpo"]["rates"]["omission_rate"]
     assert (rate["value"], rate["unit"]) == (2 / 3, "statements of the reference")
     assert "omission_rate" in {g["name"] for g in summary["guardrails"] if not g["ok"]}
-    assert summary["systems"]["dpo"]["omitted_kinds"] == {}
     text = "\n".join(result_sentences(summary))
     assert "left out of what should be said 0 % -> 67 %: the lower rate was bought with it" in text
     assert "left out 40 of 60 statements of the reference (67 %" in text
