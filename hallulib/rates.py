@@ -162,18 +162,15 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def kappa(first: Sequence, second: Sequence) -> Rate | None:
-    """Cohen's kappa (1960) of two raters on the same items; None where no grade varies (0/0).
-
-    Raises ValueError for lists of unequal length.
-    """
+    """Cohen's kappa (1960) of two raters on the same items; None where no grade varies (0/0)."""
     if len(first) != len(second):
         raise ValueError(f"need two equally long lists: {len(first)}, {len(second)}")
     names = {grade: place for place, grade in enumerate({*first, *second})}
     if len(names) < 2:
         return None
     coded = [np.array([names[grade] for grade in side]) for side in (first, second)]
-    low, high = resample(_measure_kappa, *coded)
-    bounds = (None, None) if np.isnan(low) else (low, high)
+    bounds = resample(_measure_kappa, *coded)
+    bounds = (None, None) if np.isnan(bounds[0]) else bounds
     return Rate(_measure_kappa(*coded), *bounds, "items", "kappa", n=len(first))
 
 

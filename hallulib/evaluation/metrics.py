@@ -98,7 +98,7 @@ def summarise_system(frame: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     """All figures of one system: plain numbers, and under "rates" each rate as a `Rate`'s dict
     (None where its n is 0). hallucination_rate and interval are those of the primary metric."""
     rates = measure_rates(frame, seed)
-    values = {name: found.value if found else None for name, found in rates.items()}
+    values = {name: found and found.value for name, found in rates.items()}
     primary = rates[PRIMARY]
     wrong = [s for s in chain.from_iterable(frame["statements"]) if s["error_type"]]
     errors = pd.DataFrame(wrong, columns=["error_type", "kind"])
@@ -108,17 +108,14 @@ def summarise_system(frame: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         "hallucinated": int(frame["hallucinated"].eq(True).sum()),
         "hallucination_rate": values[PRIMARY],
         "interval": [primary.low, primary.high] if primary else [None, None],
-        "omission_rate": values["omission_rate"],
-        "answer_rate": values["answer_rate"],
-        "statement_rate": values["statement_rate"],
-        "unparsed_statement_rate": values["unparsed_statement_rate"],
+        **{name: values[name] for name in values if "@" not in name},
         "unparsed_statements": int(frame["n_unparsed"].sum()),
         "errors_per_summary": float(frame["n_errors"].mean()),
         "mean_words": float(frame["n_words"].mean()),
         "truncated": int(frame["finish_reason"].eq("length").sum()),
         "error_types": errors["error_type"].value_counts().to_dict(),
         "error_kinds": errors["kind"].value_counts().to_dict(),
-        "rates": {name: found.to_dict() if found else None for name, found in rates.items()},
+        "rates": {name: found and found.to_dict() for name, found in rates.items()},
     }
 
 
