@@ -32,7 +32,7 @@ Row = dict[str, Any]
 def load_templates() -> Environment:
     """The room's templates, with the house's ways to write a number as filters."""
     templates = Environment(
-        loader=PackageLoader("hallulib.evaluation"), keep_trailing_newline=True,
+        loader=PackageLoader("hallulib.evaluation", ""), keep_trailing_newline=True,
         autoescape=lambda name: name.endswith(".html.j2"), trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     shown = (format_p, percent, sentences.show_rate, sentences.show_change, sentences.show_guarded)
