@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 from dpo_workloads import MODEL_FOLDER, PAIRS_FILE, PAIRS_PER_STEP, UNORDERED_FILE, tokenise
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 BETA, LEARNING_RATE, WARMUP = 0.1, 1e-3, 2
 
 
 class StepClock(TrainerCallback):
-    """CPU seconds and loss of every optimiser step."""
+    """CPU seconds and loss of every optimiser step of TRL's trainer; `tick` is for our loop."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -36,6 +36,13 @@ class StepClock(TrainerCallback):
         if "loss" in logs:
             self.losses.append(logs["loss"])
 
+    def tick(self, step: int, is_last: bool) -> bool:
+        """Called before the first step and after each, which is from one tick to the next."""
+        now = time.process_time()
+        self.seconds += [now - self.began] if step else []
+        self.began = now
+        return False
+
 
 def read_status(field: str) -> float:
     """VmRSS or VmHWM of this process, in MB."""
@@ -45,16 +52,14 @@ def read_status(field: str) -> float:
     raise KeyError(field)
 
 
-def train_measured(trainer: Trainer, clock: StepClock) -> dict:
-    """Train; return the median step, the losses, and the peak over what was resident before."""
-    trainer.add_callback(clock)
+def train_measured(train: Callable[[], object], clock: StepClock) -> dict:
+    """Train; return the median step, and the peak over what was resident before."""
     gc.collect()
     resident = read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    trainer.train()
+    train()
     return {
         "step_seconds": statistics.median(clock.seconds[WARMUP:]),
-        "losses": clock.losses,
         "added_mb": read_status("VmHWM") - resident,
     }
 
@@ -90,8 +95,14 @@ def run_trl(folder: Path, steps: int, patched: bool) -> dict:
             r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )  # fmt: skip
-    found = train_measured(trainer, StepClock())
-    return found | {"reference_seconds": sum(timed), "cache_bytes_per_pair": 8.0}
+    clock = StepClock()
+    trainer.add_callback(clock)
+    found = train_measured(trainer.train, clock)
+    return found | {
+        "losses": clock.losses,
+        "reference_seconds": sum(timed),
+        "cache_bytes_per_pair": 8.0,
+    }
 
 
 def _time_calls(function: Callable, seconds: list[float]) -> Callable:
@@ -105,47 +116,49 @@ def _time_calls(function: Callable, seconds: list[float]) -> Callable:
 
 
 def run_ours(folder: Path, steps: int, shared: bool) -> dict:
-    """Our reference pass and trainer, without evaluation and guardrail, as TRL has none here."""
-    from hallulib.adapters import attach_adapter
+    """Our reference pass and training loop, without the guardrail, as TRL has none here.
+
+    One pair is evaluated before the first and after the last step, outside of what is timed.
+    """
+    from hallulib.checkpoints import Log
     from hallulib.dpo.logprobs import choose_layout
-    from hallulib.dpo.reference_cache import ReferenceCache
-    from hallulib.dpo.step import Arm
-    from hallulib.dpo.trainer import SequentialDPOTrainer
-    from hallulib.models import load_base_model, load_tokenizer
+    from hallulib.dpo.reference import ReferenceCache
+    from hallulib.dpo.train import Arm, Start, make_task
+    from hallulib.models import attach_adapter, load_base_model, load_tokenizer
     from hallulib.recipe import load_recipe
+    from hallulib.training import train
 
     recipe = load_recipe("tiny-cpu", {
         "model": {"name_or_path": str(folder / MODEL_FOLDER), "max_length": 4096},
-        "reference": {"batch_size": PAIRS_PER_STEP},
         "dpo": {
             "beta": BETA, "learning_rate": LEARNING_RATE, "batch_size": PAIRS_PER_STEP,
-            "max_steps": steps, "warmup_steps": 0, "report_to": "none",
+            "max_steps": steps, "warmup_steps": 0, "eval_steps": steps, "save_steps": steps,
             "prefix_sharing": "auto" if shared else "off",
         },
     })  # fmt: skip
     tokenizer = load_tokenizer(recipe)
+    pad_id = tokenizer.pad_token_id
     lines = (folder / UNORDERED_FILE).read_text("utf-8").splitlines()
     pairs = [tokenise(tokenizer, json.loads(line)) for line in lines]
     model = load_base_model(recipe)
     set_seed(0)
     policy = attach_adapter(model, recipe)
-    layout = choose_layout(policy, pairs[:1], tokenizer.pad_token_id, recipe)
+    dtype = recipe.model.dtype
+    layout = choose_layout(policy, pairs[:1], pad_id, recipe.dpo.prefix_sharing, dtype)
     assert layout.shared == shared, layout
-    cache = ReferenceCache.open(Path(tempfile.mkdtemp(dir=folder)), recipe, policy, tokenizer)
+    cache = ReferenceCache.open(Path(tempfile.mkdtemp(dir=folder)), recipe.model, policy, tokenizer)
     began = time.process_time()
-    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe, shared)
+    cache.fill(policy, pairs, pad_id, PAIRS_PER_STEP, shared)
     reference_seconds = time.process_time() - began
-    stored = sum(file.stat().st_size for file in cache.folder.glob("shard-*"))
-    arm = Arm("dpo", preference=True, sft_weight=0.0)
-    trainer = SequentialDPOTrainer(
-        policy, recipe, arm, folder / "ours", cache, (pairs, []), tokenizer.pad_token_id, shared
-    )
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    trainer.args.eval_on_start = False
-    found = train_measured(trainer, StepClock())
+    pairs = cache.add_reference(pairs)
+    start = Start(policy, tokenizer, pairs, pairs[:1], shared, {"reference_key": cache.key})
+    task = make_task(start, Arm("dpo", preference=True, sft_weight=0.0), recipe.dpo)
+    clock, log = StepClock(), Log(Path(tempfile.mkdtemp(dir=folder)))
+    found = train_measured(lambda: train(policy, task, recipe.dpo, log, 0, clock.tick), clock)
     return found | {
+        "losses": [row["loss"] for row in log.rows if "loss" in row],
         "reference_seconds": reference_seconds,
-        "cache_bytes_per_pair": stored / len(pairs),
+        "cache_bytes_per_pair": cache.file.stat().st_size / len(pairs),
     }
 
 

@@ -18,14 +18,10 @@ import torch
 from blocks import replace_block
 
 from hallulib.data import prepare_data
-from hallulib.dpo.arms import train_comparison_arms
-from hallulib.dpo.pairs import build_pairs
-from hallulib.dpo.reference_cache import cache_reference
-from hallulib.dpo.train import train_dpo
-from hallulib.evaluation import evaluate_systems
-from hallulib.evaluation.metrics import PRIMARY
-from hallulib.evaluation.report import format_p
+from hallulib.dpo import build_pairs, cache_reference, train_comparison_arms, train_dpo
+from hallulib.evaluation import PRIMARY, evaluate_systems
 from hallulib.files import project_root
+from hallulib.rates import format_p
 from hallulib.recipe import load_recipe, parse_set
 from hallulib.run import Run
 from hallulib.sft import train_sft
@@ -78,7 +74,7 @@ def read_figures(figures: dict) -> dict:
 
 def read_p(summary: dict, system: str) -> dict:
     """Exact McNemar p of SFT against this system, and of this system against DPO."""
-    found = {(c["a"], c["b"]): c["paired"]["p_exact"] for c in summary["comparisons"]}
+    found = {(c["a"], c["b"]): c["paired"]["p"] for c in summary["comparisons"]}
     return {"p_from_sft": found.get(("sft", system)), "p_to_dpo": found.get((system, "dpo"))}
 
 

@@ -1,7 +1,7 @@
 """Rates, comparisons, agreement and power: every number with its interval. Imports nothing of ours.
 
-statsmodels, scipy and krippendorff do the sums; by hand stands only what they lack: Bonett-Price's
-interval, exact power by enumeration, and PPI++.
+statsmodels, scipy and krippendorff do the sums; by hand stands what they lack (Bonett-Price's
+interval, mid-p, exact power by enumeration, PPI++) or do a hundred times slower (kappa).
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from math import ceil, sqrt
 
 import krippendorff
 import numpy as np
-from scipy.stats import binom, norm
-from sklearn.metrics import cohen_kappa_score
+from scipy.stats import binom, fisher_exact, norm
 from statsmodels.stats.contingency_tables import cochrans_q, mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
@@ -23,14 +22,15 @@ Z = float(norm.ppf(0.975))  # every interval of this course is a 95 % interval
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its interval, and what was counted: it never travels without them.
+    """A number with its interval and unit: it never travels without them.
 
-    `k` and `n` are None for a value that is no count (kappa, an overlap, a corrected rate).
+    `k` of `n` is None for a value that is no count (an overlap, kappa, a corrected rate), and the
+    bounds are None where too little varies to give any.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     unit: str
     method: str
     k: int | None = None
@@ -40,9 +40,16 @@ class Rate:
         return asdict(self)
 
     def __str__(self) -> str:
-        """'6 of 10 summaries (60 %, 31-83 %)'; without counts '60 % (31-83 %)'."""
-        span = f"{percent(self.value)} %, {percent(self.low)}-{percent(self.high)} %"
-        return f"{self.k} of {self.n} {self.unit} ({span})" if self.k is not None else span
+        """'6 of 10 summaries (60 %, 31-83 %)'; without counts '60 % (31-83 %)'; what is no share
+        (kappa) '0.37 (0.10 to 0.60)'."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f} (too little varies for an interval)"
+        if self.method in ("kappa", "alpha"):
+            return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        value, span = percent(self.value), f"{percent(self.low)}-{percent(self.high)} %"
+        if self.k is None:
+            return f"{value} % ({span})"
+        return f"{self.k} of {self.n} {self.unit} ({value} %, {span})"
 
 
 def percent(share: float) -> str:
@@ -50,30 +57,46 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}" if share >= 0.0995 or share == 0 else f"{100 * share:.1f}"
 
 
+def format_p(p: float) -> str:
+    """A p value as one writes it: three decimals, and 'p < 0.001' below."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def rate(k: int, n: int, unit: str) -> Rate | None:
-    """k of n with Wilson's interval (good from n = 10 on, also at 0 and n); None of nothing."""
+    """k of n with Wilson's interval (good from n = 10 on, also at 0 and n); None of nothing.
+
+    Raises ValueError for a k outside 0..n: such counts overlap, and are no rate.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"need 0 <= k <= n, got {k} of {n} {unit}")
     if not n:
         return None
     low, high = proportion_confint(k, n, method="wilson")
     return Rate(k / n, float(low), float(high), unit, "Wilson", int(k), int(n))
 
 
-def ratio(tops: Sequence[float], bottoms: Sequence[float], unit: str, seed: int = 0) -> Rate | None:
+def ratio(tops: Sequence[int], bottoms: Sequence[int], unit: str, seed: int = 0) -> Rate | None:
     """sum(tops) / sum(bottoms), resampling whole documents: statements of one are not independent.
 
     Where none (or all) of them shows the event, every resample looks the same; then the interval
-    of the share of documents bounds the rate.
+    of the share of documents bounds the rate. Raises ValueError where a top exceeds its bottom.
     """
-    top, bottom = np.asarray(tops, float), np.asarray(bottoms, float)
-    if not bottom.sum():
+    top, bottom = np.asarray(tops), np.asarray(bottoms)
+    k, n, documents = int(top.sum()), int(bottom.sum()), int((bottom > 0).sum())
+    if (top > bottom).any():
+        raise ValueError(f"more {unit} were counted than there are")
+    if not n:
         return None
-    value, method = float(top.sum() / bottom.sum()), "bootstrap over documents"
-    if 0 < value < 1:
-        low, high = resample(lambda a, b: a.sum() / max(b.sum(), 1), top, bottom, seed=seed)
-    else:
-        bound = rate(int((top > 0).sum()), int((bottom > 0).sum()), unit)
+    low, high, method = *resample_ratio(top, bottom, seed), "bootstrap over documents"
+    if k in (0, n):
+        bound = rate(documents if k else 0, documents, unit)
         low, high, method = bound.low, bound.high, "Wilson over documents"
-    return Rate(value, low, high, unit, method, int(top.sum()), int(bottom.sum()))
+    return Rate(k / n, low, high, unit, method, k, n)
+
+
+def resample_ratio(tops: Sequence, bottoms: Sequence, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of sum(tops) / sum(bottoms), drawing documents with replacement."""
+    return resample(lambda top, bottom: top.sum() / max(bottom.sum(), 1), tops, bottoms, seed=seed)
 
 
 def resample(
@@ -92,26 +115,36 @@ def resample(
 
 
 def compare_paired(before: Sequence[bool], after: Sequence[bool]) -> dict[str, float]:
-    """Two systems on the same items: {n, b, c, difference, low, high, p}.
+    """Two systems on the same items: {n, b, c, difference, low, high, p, p_mid}.
 
     b: wrong only before (fixed); c: wrong only after (broken). difference = (b - c) / n, positive
-    when `after` is better, with Bonett & Price's interval (2012); p is exact McNemar.
+    when `after` is better, with Bonett & Price's interval (2012). p is exact McNemar, p_mid its
+    mid-p (Fagerland et al. 2013). Raises ValueError for lists of unequal length, or empty ones.
     """
     pairs = list(zip(map(bool, before), map(bool, after), strict=True))
+    if not pairs:
+        raise ValueError("there are no items to compare")
     n, b, c = len(pairs), pairs.count((True, False)), pairs.count((False, True))
     p_b, p_c = (b + 1) / (n + 2), (c + 1) / (n + 2)
     half = Z * sqrt((p_b + p_c - (p_b - p_c) ** 2) / (n + 2))
+    p = float(mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0
+    point = float(binom.pmf(min(b, c), b + c, 0.5)) if b != c else 0.0
     return {
         "n": n, "b": b, "c": c, "difference": (b - c) / n,
         "low": max(-1.0, p_b - p_c - half), "high": min(1.0, p_b - p_c + half),
-        "p": float(mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0,
+        "p": p, "p_mid": p - point,
     }  # fmt: skip
 
 
-def compare_unpaired(k1: int, n1: int, k2: int, n2: int) -> tuple[float, float, float]:
-    """(difference, low, high) of rates on different items: Newcombe's interval (1998)."""
+def compare_unpaired(k1: int, n1: int, k2: int, n2: int) -> dict[str, float]:
+    """Rates on different items: {difference, low, high, p}, positive when the second is better.
+
+    Newcombe's interval (1998) and Fisher's exact p. Where the items are the same, `compare_paired`
+    sees more and asks for less.
+    """
     low, high = confint_proportions_2indep(k1, n1, k2, n2, method="newcomb", compare="diff")
-    return k1 / n1 - k2 / n2, float(low), float(high)
+    p = float(fisher_exact([[k1, n1 - k1], [k2, n2 - k2]]).pvalue)
+    return {"difference": k1 / n1 - k2 / n2, "low": float(low), "high": float(high), "p": p}
 
 
 def compare_all(outcomes: Sequence[Sequence[bool]]) -> tuple[float, float]:
@@ -129,18 +162,34 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def kappa(first: Sequence, second: Sequence) -> Rate | None:
-    """Cohen's kappa of two raters on the same items; None where no grade varies (0/0)."""
-    if len({*first, *second}) < 2:
+    """Cohen's kappa (1960) of two raters on the same items; None where no grade varies (0/0)."""
+    if len(first) != len(second):
+        raise ValueError(f"need two equally long lists: {len(first)}, {len(second)}")
+    names = {grade: place for place, grade in enumerate({*first, *second})}
+    if len(names) < 2:
         return None
-    low, high = resample(cohen_kappa_score, list(first), list(second))
-    return Rate(float(cohen_kappa_score(first, second)), low, high, "items", "kappa", n=len(first))
+    coded = [np.array([names[grade] for grade in side]) for side in (first, second)]
+    bounds = resample(_measure_kappa, *coded)
+    bounds = (None, None) if np.isnan(bounds[0]) else bounds
+    return Rate(_measure_kappa(*coded), *bounds, "items", "kappa", n=len(first))
+
+
+def _measure_kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Agreement beyond chance of two lists of whole numbers; NaN where chance alone agrees."""
+    size = int(max(first.max(), second.max())) + 1
+    shares = [np.bincount(side, minlength=size) / len(side) for side in (first, second)]
+    chance, observed = float(shares[0] @ shares[1]), float((first == second).mean())
+    return (observed - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
 def alpha(raters: Sequence[Sequence[float]]) -> float | None:
-    """Krippendorff's nominal alpha; NaN where a rater did not grade; None where nothing varies."""
-    if len({v for row in raters for v in row if v == v}) < 2:
+    """Krippendorff's nominal alpha of two or more raters, one row each; NaN where one did not grade
+    an item. None where no grade of the items that two of them graded varies."""
+    grades = np.array(raters, float)
+    shared = grades[:, (~np.isnan(grades)).sum(axis=0) > 1]
+    if len(np.unique(shared[~np.isnan(shared)])) < 2:
         return None
-    return float(krippendorff.alpha(np.array(raters), level_of_measurement="nominal"))
+    return float(krippendorff.alpha(grades, level_of_measurement="nominal"))
 
 
 FEWEST_GRADED, FEWEST_OF_EACH = 40, 5  # below these the normal interval of PPI++ is too narrow
@@ -149,42 +198,68 @@ FEWEST_GRADED, FEWEST_OF_EACH = 40, 5  # below these the normal interval of PPI+
 def correct_by_people(
     graded: Sequence[bool], verdicts: Sequence[bool], others: Sequence[bool], unit: str
 ) -> Rate | None:
-    """A detector's rate corrected by people's grades (PPI++, Angelopoulos et al. 2023).
+    """A detector's rate corrected by people's grades (PPI++); with too few, people's own rate.
 
     graded, verdicts: both of the same items, a random sample drawn before anybody saw a verdict;
-    others: verdicts on items nobody graded. With too few grades, people's own rate.
+    others: verdicts on items nobody graded. After training a detector errs otherwise than before:
+    each system needs grades of its own.
+    """
+    bad = sum(map(bool, graded))
+    enough = len(graded) >= FEWEST_GRADED and min(bad, len(graded) - bad) >= FEWEST_OF_EACH
+    if not enough or len(others) < 2:
+        return rate(bad, len(graded), unit)
+    found = np.clip(correct_mean(graded, verdicts, others), 0, 1).tolist()
+    return Rate(*found, unit, "PPI++", n=len(graded))
+
+
+def correct_mean(
+    graded: Sequence[float], verdicts: Sequence[float], others: Sequence[float]
+) -> tuple[float, float, float]:
+    """(value, low, high): the mean of people's grades, sharpened by a detector's verdicts.
+
+    PPI++ (Angelopoulos et al. 2023) with the weight of the detector tuned; for before and after
+    give differences of the same items. Raises ValueError for lists of unequal length.
     """
     y, f, rest = (np.asarray(part, float) for part in (graded, verdicts, others))
-    enough = len(y) >= FEWEST_GRADED and min(y.sum(), len(y) - y.sum()) >= FEWEST_OF_EACH
-    if not enough or len(rest) < 2:
-        return rate(int(y.sum()), len(y), unit)
+    if len(y) != len(f):
+        raise ValueError(f"need a verdict for each grade: {len(y)}, {len(f)}")
     spread = np.concatenate([f, rest]).var(ddof=1)
     raw = np.cov(y, f)[0, 1] / ((1 + len(y) / len(rest)) * spread) if spread else 0.0
     weight = float(np.clip(raw, 0, 1))
-    value = weight * rest.mean() + (y - weight * f).mean()
+    value = float(weight * rest.mean() + (y - weight * f).mean())
     variance = weight**2 * rest.var(ddof=1) / len(rest) + (y - weight * f).var(ddof=1) / len(y)
-    low, high = np.clip([value - Z * sqrt(variance), value + Z * sqrt(variance)], 0, 1)
-    return Rate(float(value), float(low), float(high), unit, "PPI++", n=len(y))
+    half = Z * sqrt(variance)
+    return value, value - half, value + half
 
 
-def paired_power(n: int, before: float, after: float, broken: float = 0.05) -> float:
-    """Chance that exact McNemar gives p < 0.05 on n items, summed over every possible table.
+def paired_power(
+    n: int, before: float, after: float, broken: float = 0.05, mid_p: bool = False
+) -> float:
+    """Chance that McNemar gives p < 0.05 on n items, summed over every possible table.
 
-    broken: share of all items that are good before and bad after.
+    broken: share of all items that are good before and bad after. Raises ValueError for rates that
+    cannot be.
     """
-    fixed, total = before - after + broken, 0.0
+    fixed = before - after + broken
+    if not 0 <= broken <= after or not 0 <= fixed <= before:
+        raise ValueError(f"impossible rates: {before} -> {after} with {broken} newly wrong")
+    total = 0.0
     for changed in range(1, n + 1):
         b = np.arange(changed + 1)
-        p = np.minimum(1.0, 2 * binom.cdf(np.minimum(b, changed - b), changed, 0.5))
+        least = np.minimum(b, changed - b)
+        p = np.minimum(1.0, 2 * binom.cdf(least, changed, 0.5))
+        if mid_p:
+            p = p - binom.pmf(least, changed, 0.5) * (2 * least != changed)
         seen = binom.pmf(b, changed, fixed / (fixed + broken))[p < 0.05].sum()
         total += binom.pmf(changed, n, fixed + broken) * seen
     return float(total)
 
 
-def detectable_after(n: int, before: float, power: float = 0.8) -> float | None:
-    """The highest rate after, in whole percent, that n paired items would show; None if none."""
-    rates = [percent / 100 for percent in range(round(100 * before) - 1, 4, -1)]
-    return next((after for after in rates if paired_power(n, before, after) >= power), None)
+def detectable_after(n: int, before: float) -> float | None:
+    """The highest rate after, in whole percent, that n paired items show four times in five
+    (McNemar's mid-p); None where not even the largest fall would be seen."""
+    rates = [share / 100 for share in range(round(100 * before) - 1, 4, -1)]
+    return next((x for x in rates if paired_power(n, before, x, mid_p=True) >= 0.8), None)
 
 
 def items_for_interval(share: float, half: float) -> int:

@@ -17,7 +17,7 @@ from hallulib.data.schema import read_source
 from hallulib.data.splits import find_leaks
 from hallulib.detectors import FactsDetector
 from hallulib.errors import DataError
-from hallulib.evaluation.statistics import estimate_proportion
+from hallulib.rates import rate
 from hallulib.tokens import (
     count_completion_tokens,
     count_equal_after_cut,
@@ -216,8 +216,8 @@ def audit_references(rows: Sequence[Row]) -> dict[str, Any] | None:
     in_note = Counter(kind for _, source in known for kind in source.facts if kind in KINDS)
     stated = Counter(kind for j in judged for kind in {s.kind for s in j.statements})
     return {
-        "summary": estimate_proportion(unfaithful, len(judged), "reference").to_dict(),
-        "statement": estimate_proportion(len(wrong), len(statements), "statement").to_dict(),
+        "summary": rate(unfaithful, len(judged), "reference").to_dict(),
+        "statement": rate(len(wrong), len(statements), "statement").to_dict(),
         "by_kind": dict(Counter(s.kind for s in wrong).most_common()),
         "in_note": {kind: in_note[kind] / len(known) for kind in KINDS},
         "in_reference": {kind: stated[kind] / len(known) for kind in KINDS},

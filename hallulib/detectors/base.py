@@ -61,7 +61,7 @@ class Judgement:
     omissions: list[str]
     detector: str
     stated: int = 0
-    stated_unit: str = "fact of the note"
+    stated_unit: str = "facts of the note"
 
     @property
     def errors(self) -> int:

@@ -1,29 +1,19 @@
-"""Evaluation: rates with intervals, paired comparisons, guardrails, the report, the model card.
-
-Names are loaded on first use, because `evaluation.statistics` is a leaf that other rooms import:
-importing it must neither load torch nor make a circle.
-"""
+"""Evaluation: rates with intervals, paired comparisons, guardrails, the report, the model card."""
 
 from __future__ import annotations
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "evaluate": [
-            "EvaluationResult",
-            "check_independent_detector",
-            "evaluate_systems",
-            "load_evaluation_result",
-        ],
-        "highlight": ["change_on_item", "highlight_facts", "highlight_statements"],
-        "report": [
-            "find_changed_items",
-            "headline_rows",
-            "headline_table",
-            "result_sentences",
-            "say_small_n",
-        ],
-    },
+from hallulib.evaluation.evaluate import (
+    EvaluationResult,
+    evaluate_systems,
+    load_evaluation_result,
 )
+from hallulib.evaluation.highlight import highlight_facts, highlight_statements
+from hallulib.evaluation.metrics import PRIMARY, build_summary, find_changed_items, make_record
+from hallulib.evaluation.pages import change_on_item
+from hallulib.evaluation.sentences import headline_rows, result_sentences, say_small_n
+
+__all__ = [
+    "PRIMARY", "EvaluationResult", "build_summary", "change_on_item", "evaluate_systems",
+    "find_changed_items", "headline_rows", "highlight_facts", "highlight_statements",
+    "load_evaluation_result", "make_record", "result_sentences", "say_small_n",
+]  # fmt: skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,11 @@ from tqdm.auto import tqdm
 from hallulib.data.schema import read_rows, read_source
 from hallulib.detectors import Detector, Judgement, Source, get_detector
 from hallulib.errors import DataError, RecipeError
-from hallulib.evaluation.card import write_model_card
-from hallulib.evaluation.metrics import build_summary, group_by_system, make_record
+from hallulib.evaluation.metrics import build_summary, make_record
 from hallulib.evaluation.outputs import generate_all
-from hallulib.evaluation.page import write_pages
+from hallulib.evaluation.pages import write_model_card, write_report
 from hallulib.evaluation.texts import measure_texts
-from hallulib.files import (
-    append_lines,
-    display_path,
-    read_jsonl,
-    recover_lines,
-    write_json_atomic,
-    write_jsonl,
-)
+from hallulib.files import append_lines, recover_lines, write_json_atomic, write_jsonl
 from hallulib.models import pick_device
 from hallulib.recipe import Recipe
 from hallulib.run import Run
@@ -37,100 +31,78 @@ JUDGED = 32  # summaries judged between two writes to disk
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What the evaluation stage wrote: the summary, and the verdicts it rests on."""
+    """What the evaluation stage wrote to summary.json."""
 
     summary: dict[str, Any]
-    folder: Path
-    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def systems(self) -> dict[str, dict[str, Any]]:
-        """system -> its figures."""
-        return self.summary["systems"]
-
-    def read_records(self) -> list[dict[str, Any]]:
-        """The rows of evaluation.jsonl: one per item and system, with every verdict."""
-        return read_jsonl(self.folder / "evaluation.jsonl")
-
-    def read_generations(self) -> list[dict[str, Any]]:
-        """The rows of generations.jsonl: one per item and system, with the generated text."""
-        return read_jsonl(self.folder / "generations.jsonl")
+    def notes(self) -> dict[str, Any]:
+        """What the run's manifest keeps of it."""
+        return {"n": self.summary["n"], "detector": self.summary["detector"]}
 
 
 def load_evaluation_result(run: Run) -> EvaluationResult:
     """Read the result of a finished evaluation. Raises MissingArtifact if there is none."""
-    path = run.require("evaluation/summary.json")
-    return EvaluationResult(json.loads(path.read_text("utf-8")), path.parent)
+    return EvaluationResult(json.loads(run.require("evaluation/summary.json").read_text("utf-8")))
 
 
 @stage("evaluation", load=load_evaluation_result)
 def evaluate_systems(recipe: Recipe, run: Run) -> EvaluationResult:
     """Generate greedily with base, SFT, DPO and the arms on the same test items, judge, and report.
 
-    Writes evaluation/{generations,evaluation}.jsonl, summary.json, report.{html,md} and
-    model_card.md. One model is loaded; systems are adapters on it. An interrupted call continues
-    with the rows it lacks. Raises RecipeError when the detector is the one that made the pairs.
+    Writes evaluation/{generations,evaluation}.jsonl, summary.json, report.html and model_card.md.
+    One model is loaded; systems are adapters on it. An interrupted call continues with the rows it
+    lacks. Raises RecipeError when the detector is the one that made the pairs.
     """
-    check_independent_detector(recipe)
-    path = run.require("data/test.parquet")
-    rows = choose_items(read_rows(path), recipe.evaluation.notes)
-    check_items(rows, path)
-    detector = build_detector(recipe)
-    detector.judge(read_source(rows[0]), "")  # one that cannot judge this says so before hours
-    generations = generate_all(recipe, run, rows)
-    work = run.checkpoint_dir("evaluation", recipe) / "judged.jsonl"
-    records = judge_all(detector, rows, generations, work)
-    summary = build_summary(records, recipe.seed) | {"recipe": recipe.name, "seed": recipe.seed}
-    written = group_by_system(generations)
-    summary["texts"] = {name: measure_texts(own, recipe.seed) for name, own in written.items()}
-    summary["independent_detector"] = recipe.pairs.judge != recipe.evaluation.detector
-    folder = run.path("evaluation")
-    write_jsonl(folder / "generations.jsonl", generations)
-    write_jsonl(folder / "evaluation.jsonl", records)
-    write_json_atomic(folder / "summary.json", summary)
-    write_pages(folder, summary, records, generations)
-    write_model_card(folder / "model_card.md", recipe, run, summary)
-    notes = {"n": summary["n"], "detector": summary["detector"]}
-    return EvaluationResult(summary, folder, notes)
-
-
-def check_independent_detector(recipe: Recipe) -> None:
-    """Refuse to report with the detector that made the pairs.
-
-    DPO learns what that detector does not see, so its figures flatter most where it matters.
-    Raises RecipeError.
-    """
-    is_same = recipe.pairs.judge == recipe.evaluation.detector
-    if is_same and not recipe.evaluation.force_same_detector:
+    is_independent = recipe.pairs.judge != recipe.evaluation.detector
+    if not is_independent and not recipe.evaluation.force_same_detector:
         raise RecipeError(
             f"evaluation.detector is {recipe.evaluation.detector!r}, which also judged the pairs: "
             "training on a detector and reporting with it overstates the effect",
             "set evaluation.detector to another one (facts, for the clinic world), or "
             "evaluation.force_same_detector=true if there is none: the report will say so",
         )
+    rows = choose_items(read_rows(run.require("data/test.parquet")), recipe.evaluation.notes)
+    detector = build_detector(recipe)
+    detector.judge(read_source(rows[0]), "")  # one that cannot judge this says so before hours
+    generations = generate_all(recipe, run, rows)
+    work = run.checkpoint_dir("evaluation", recipe) / "judged.jsonl"
+    records = judge_all(detector, rows, generations, work)
+    written = groupby(generations, key=itemgetter("system"))
+    summary = build_summary(records, recipe.seed) | {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "texts": {name: measure_texts(list(own), recipe.seed) for name, own in written},
+        "independent_detector": is_independent,
+    }
+    folder = run.path("evaluation")
+    write_jsonl(folder / "generations.jsonl", generations)
+    write_jsonl(folder / "evaluation.jsonl", records)
+    write_json_atomic(folder / "summary.json", summary)
+    write_report(folder / "report.html", summary, records, generations)
+    write_model_card(folder / "model_card.md", recipe, run, summary)
+    return EvaluationResult(summary)
 
 
 def choose_items(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
     """The first `count` items (0 = all), taken in turn from each style group, so that a small
-    evaluation still has both."""
+    evaluation still has both.
+
+    Raises DataError when there is nothing to evaluate, or two items share an id: systems are
+    compared item by item, by id.
+    """
+    repeated = [name for name, times in Counter(row["id"] for row in rows).items() if times > 1]
+    if not rows or repeated:
+        what = f"has the id {repeated[0]!r} more than once" if repeated else "has no row at all"
+        raise DataError(
+            f"data/test.parquet {what}",
+            "give each test row an id of its own in the source file, and run 01_data_prep again",
+        )
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault(row["style_group"], []).append(row)
     turns = zip_longest(*groups.values())
     return [row for turn in turns for row in turn if row is not None][: count or None]
-
-
-def check_items(rows: list[dict[str, str]], path: Path) -> None:
-    """Raise DataError when there is nothing to evaluate, or two items share an id: systems are
-    compared item by item, by id."""
-    counts = Counter(row["id"] for row in rows)
-    twice = [name for name, count in counts.items() if count > 1]
-    if not rows or twice:
-        what = f"the id {twice[0]!r} stands {counts[twice[0]]} times" if twice else "no row at all"
-        raise DataError(
-            f"{display_path(path)} has {what}",
-            "give each test row an id of its own in the source file, and run 01_data_prep again",
-        )
 
 
 def build_detector(recipe: Recipe) -> Detector:
@@ -141,24 +113,8 @@ def build_detector(recipe: Recipe) -> Detector:
     return get_detector("nli", name_or_path=recipe.evaluation.nli_model, device=device)
 
 
-def judge_one(detector: Detector, source: Source, generation: dict[str, Any]) -> Judgement:
-    """Verdicts on one summary. A detector that knows no facts finds omissions the other way round:
-    what the reference states and the summary, as its source, does not support."""
-    text, reference = generation["text"], generation["reference"]
-    judged = detector.judge(source, text)
-    if judged.stated or not reference.strip():
-        return judged
-    # An empty summary lacks every statement of the reference; as a source it cannot be read.
-    asked = detector.judge(Source(text if text.strip() else reference), reference).statements
-    readable = [s for s in asked if s.verdict != "unparsed"]
-    lacking = [s.text for s in readable if s.is_error or not text.strip()]
-    return replace(
-        judged, omissions=lacking, stated=len(readable), stated_unit="statement of the reference"
-    )
-
-
 def judge_all(
-    detector: Detector, rows: list[dict[str, str]], generations: list[dict[str, Any]], path: Path
+    detector: Detector, rows: list[dict[str, str]], generations: Sequence[dict], path: Path
 ) -> list[dict[str, Any]]:
     """Rows of evaluation.jsonl, in the order of the generations. What an interrupted call has
     written to `path` is used again: an entailment model may take hours."""
@@ -174,3 +130,19 @@ def judge_all(
             done |= {(r["system"], r["id"]): r for r in records}
             bar.update(len(chunk))
     return [done[g["system"], g["id"]] for g in generations]
+
+
+def judge_one(detector: Detector, source: Source, generation: dict[str, Any]) -> Judgement:
+    """Verdicts on one summary. A detector that knows no facts finds omissions the other way round:
+    what the reference states and the summary, as its source, does not support."""
+    text, reference = generation["text"], generation["reference"]
+    judged = detector.judge(source, text)
+    if judged.stated or not reference.strip():
+        return judged
+    # An empty summary lacks every statement of the reference; as a source it cannot be read.
+    asked = detector.judge(Source(text if text.strip() else reference), reference).statements
+    readable = [s for s in asked if s.verdict != "unparsed"]
+    lacking = [s.text for s in readable if s.is_error or not text.strip()]
+    return replace(
+        judged, omissions=lacking, stated=len(readable), stated_unit="statements of the reference"
+    )

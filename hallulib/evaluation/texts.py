@@ -14,31 +14,36 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 
-from hallulib.evaluation.statistics import cluster_bootstrap_ratio
+from hallulib.rates import Rate, resample_ratio
 
 ROUGES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 WINDOW = 50  # words over which distinct words are counted: the plain ratio falls with length
 
 
 def measure_texts(generations: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     """Figures of one system's rows of generations.jsonl.
 
-    {overlap: name -> mean with interval over the items that have a reference (an empty summary
-    overlaps by 0), perplexity and token_accuracy of the references, words: quantiles of the
-    length, vocabulary: figures of all summaries together}. None where nothing could be measured.
+    {overlap: name -> mean over the items that have a reference (an empty summary overlaps by 0),
+    perplexity and token_accuracy of the references, words: quantiles of the length, vocabulary: of
+    all summaries together}. Each figure of references is a `Rate`'s dict, None without any.
     """
-    with_reference = [g for g in generations if g["reference"].strip()]
+    scored = [g for g in generations if g.get("reference_tokens")]
+    tokens = [g["reference_tokens"] for g in scored]
+    perplexity = None
+    if loss := _average([g["reference_logp"] for g in scored], tokens, "perplexity", seed):
+        bounds = {"low": exp(-loss["high"]), "high": exp(-loss["low"])}
+        perplexity = loss | {"value": exp(-loss["value"])} | bounds
+    lengths = [len(g["text"].split()) for g in generations]
     return {
-        "overlap": measure_overlap(with_reference, seed) if with_reference else None,
-        "perplexity": _measure_perplexity(generations, seed),
-        "token_accuracy": _ratio(generations, "reference_hits", seed),
-        "words": describe_lengths([len(g["text"].split()) for g in generations]),
+        "overlap": measure_overlap([g for g in generations if g["reference"].strip()], seed),
+        "perplexity": perplexity,
+        "token_accuracy": _average([g["reference_hits"] for g in scored], tokens, "tokens", seed),
+        "words": {f"p{q}": float(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 100)},
         "vocabulary": measure_vocabulary([g["text"] for g in generations]),
     }
 
 
-def measure_overlap(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, dict]:
+def measure_overlap(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, dict] | None:
     """ROUGE F (rouge-score, with stemming) and chrF (sacrebleu, as a share), means over items."""
     scorer = RougeScorer(list(ROUGES), use_stemmer=True)
     found: dict[str, list[float]] = {name: [] for name in (*ROUGES.values(), "chrF")}
@@ -47,38 +52,16 @@ def measure_overlap(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, 
         for key, name in ROUGES.items():
             found[name].append(scores[key].fmeasure)
         found["chrF"].append(sentence_chrf(row["text"], [row["reference"]]).score / 100)
-    return {name: _describe(values, [1] * len(values), seed) for name, values in found.items()}
+    ones = [1] * len(rows)
+    return {n: _average(found[n], ones, "overlap", seed) for n in found} if rows else None
 
 
-def _measure_perplexity(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any] | None:
-    """exp of the mean negative log-probability of a reference token, given its prompt."""
-    loss = _ratio(rows, "reference_logp", seed)
-    if loss is None:
+def _average(tops: Sequence, bottoms: Sequence, unit: str, seed: int) -> dict[str, Any] | None:
+    if not bottoms:
         return None
-    bounds = {"value": exp(-loss["value"]), "low": exp(-loss["high"]), "high": exp(-loss["low"])}
-    return loss | bounds
-
-
-def _ratio(rows: Sequence[dict[str, Any]], name: str, seed: int) -> dict[str, Any] | None:
-    scored = [r for r in rows if r.get("reference_tokens")]
-    if not scored:
-        return None
-    return _describe([r[name] for r in scored], [r["reference_tokens"] for r in scored], seed)
-
-
-def _describe(top: Sequence[float], bottom: Sequence[float], seed: int) -> dict[str, Any]:
-    interval = cluster_bootstrap_ratio(top, bottom, seed=seed)
-    return {
-        "value": sum(top) / sum(bottom), "low": interval.low, "high": interval.high,
-        "n": len(top), "level": interval.level, "method": "bootstrap over summaries",
-    }  # fmt: skip
-
-
-def describe_lengths(lengths: Sequence[int]) -> dict[str, float]:
-    """Mean and quantiles: {"mean", "p0", "p5", ..., "p100"}."""
-    values = np.percentile(lengths, QUANTILES)
-    quantiles = {f"p{q}": float(v) for q, v in zip(QUANTILES, values, strict=True)}
-    return {"mean": float(np.mean(lengths))} | quantiles
+    bounds = resample_ratio(tops, bottoms, seed)
+    value = float(sum(tops) / sum(bottoms))
+    return Rate(value, *bounds, unit, "bootstrap over summaries", n=len(tops)).to_dict()
 
 
 def measure_vocabulary(texts: Sequence[str]) -> dict[str, float | None]:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import pytest
-import yaml
-from huggingface_hub import ModelCardData
 
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
 from hallulib.detectors import Source, get_detector
 from hallulib.errors import DataError
-from hallulib.evaluation import card as card_module
 from hallulib.evaluation import (
-    find_changed_items,
-    headline_rows,
-    headline_table,
-    highlight_facts,
-    highlight_statements,
-    result_sentences,
-)
-from hallulib.evaluation.metrics import (
     PRIMARY,
     build_summary,
-    choose_comparisons,
-    compare_systems,
+    find_changed_items,
+    headline_rows,
+    highlight_facts,
+    highlight_statements,
     make_record,
-    summarise_system,
+    result_sentences,
+    say_small_n,
 )
-from hallulib.evaluation.report import describe_change, percent, say_small_n
-from hallulib.recipe import load_recipe
 
 pytestmark = pytest.mark.unit
 NOTES = make_notes(60, seed=9, missing_rate=0.3)
@@ -60,14 +50,25 @@ def make_records(system: str, hows: list[str], style_groups: list[str] | None = 
     return records
 
 
+def summarise(records: list[dict]) -> dict:
+    """The figures of the one system in `records`."""
+    (figures,) = build_summary(records)["systems"].values()
+    return figures
+
+
+def compare(before: list[dict], after: list[dict]) -> dict:
+    (comparison,) = build_summary(before + after)["comparisons"]
+    return comparison
+
+
 # --- metrics --------------------------------------------------------------------------------
 
 
 def test_the_primary_rate_counts_answered_summaries_and_null_is_never_false():
     records = make_records("sft", ["invents"] * 6 + ["clean"] * 4 + ["empty"] * 2 + ["garbage"])
-    figures = summarise_system(records)
+    figures = summarise(records)
     rate = figures["rates"][PRIMARY]
-    assert (rate["k"], rate["n"], rate["unit"]) == (6, 10, "answered summary")
+    assert (rate["k"], rate["n"], rate["unit"]) == (6, 10, "answered summaries")
     assert figures["interval"] == pytest.approx([0.3127, 0.8318], abs=1e-4)
     assert figures["rates"]["hallucination_rate@all"]["n"] == 13
     assert figures["answer_rate"] == pytest.approx(10 / 13)
@@ -77,7 +78,7 @@ def test_the_primary_rate_counts_answered_summaries_and_null_is_never_false():
 
 
 def test_a_system_that_never_answers_has_no_rate_instead_of_a_good_one():
-    figures = summarise_system(make_records("x", ["empty"] * 5))
+    figures = summarise(make_records("x", ["empty"] * 5))
     assert figures["hallucination_rate"] is None and figures["interval"] == [None, None]
     assert figures["omission_rate"] == 1.0
 
@@ -85,34 +86,33 @@ def test_a_system_that_never_answers_has_no_rate_instead_of_a_good_one():
 def test_omissions_are_the_share_of_stated_facts_that_the_summary_lacks():
     records = make_records("x", ["short"] * 10 + ["clean"] * 10)
     stated = sum(len(note.facts) for note in NOTES[:20])
-    rate = summarise_system(records)["rates"]["omission_rate"]
+    rate = summarise(records)["rates"]["omission_rate"]
     assert (rate["k"], rate["n"]) == (10, stated)
     assert rate["low"] < rate["value"] < rate["high"]
-    assert summarise_system(records)["omissions_per_summary"] == 0.5
-    assert summarise_system(records)["omitted_kinds"] == {"medications": 10}
+    assert [r["omissions"] for r in records] == [["medications"]] * 10 + [[]] * 10
 
 
 def test_summaries_of_one_document_are_resampled_together():
     records = make_records("x", ["invents"] * 10 + ["clean"] * 30)
-    alone = summarise_system(records)["rates"]["statement_rate"]
+    alone = summarise(records)["rates"]["statement_rate"]
     for place, record in enumerate(records):
         record["group_id"] = f"document {place // 10}"
-    together = summarise_system(records)["rates"]["statement_rate"]
+    together = summarise(records)["rates"]["statement_rate"]
     assert together["value"] == alone["value"]
     assert together["high"] - together["low"] > 1.5 * (alone["high"] - alone["low"])
 
 
 def test_no_error_in_a_few_summaries_does_not_mean_a_rate_of_exactly_zero():
-    rate = summarise_system(make_records("x", ["clean"] * 24))["rates"]["statement_rate"]
+    rate = summarise(make_records("x", ["clean"] * 24))["rates"]["statement_rate"]
     assert (rate["value"], rate["low"]) == (0, 0)
     assert rate["high"] == pytest.approx(0.138, abs=5e-4)  # Wilson of 0 in 24 documents
     assert rate["method"] == "Wilson over documents"
-    silent = summarise_system(make_records("x", ["empty"] * 24))["rates"]["omission_rate"]
+    silent = summarise(make_records("x", ["empty"] * 24))["rates"]["omission_rate"]
     assert (silent["value"], silent["high"]) == (1, 1) and silent["low"] < 0.9
 
 
 def test_error_types_and_kinds_are_counted():
-    figures = summarise_system(make_records("x", ["invents"] * 5))
+    figures = summarise(make_records("x", ["invents"] * 5))
     assert sum(figures["error_types"].values()) == 5
     assert figures["error_kinds"] == {"smoking": 5}
     assert figures["statement_rate"] == pytest.approx(
@@ -123,33 +123,36 @@ def test_error_types_and_kinds_are_counted():
 def test_two_systems_are_joined_by_id_whatever_their_order():
     before = make_records("sft", ["invents"] * 8 + ["clean"] * 4)
     after = make_records("dpo", ["clean"] * 7 + ["invents"] * 2 + ["clean"] * 3)
-    comparison = compare_systems(before, after[::-1])
+    comparison = compare(before, after[::-1])
     paired = comparison["paired"]
     assert (comparison["a"], comparison["b"]) == ("sft", "dpo")
-    assert (paired["n"], paired["b"], paired["c"], paired["both_bad"]) == (12, 7, 1, 1)
+    assert (paired["n"], paired["b"], paired["c"]) == (12, 7, 1)
     assert paired["difference"] == pytest.approx(0.5)
 
 
 def test_items_that_one_system_did_not_answer_are_excluded_and_counted():
     before = make_records("sft", ["invents"] * 5)
     after = make_records("dpo", ["clean"] * 3 + ["empty"] * 2)
-    comparison = compare_systems(before, after)
+    comparison = compare(before, after)
     assert (comparison["paired"]["n"], comparison["n_excluded"]) == (3, 2)
-    assert compare_systems(before, make_records("dpo", ["empty"] * 5))["paired"] is None
+    assert compare(before, make_records("dpo", ["empty"] * 5))["paired"] is None
 
 
 def test_systems_on_different_items_are_not_compared():
     before = make_records("sft", ["clean"] * 5)
     with pytest.raises(ValueError, match="same items"):
-        compare_systems(before, make_records("dpo", ["clean"] * 4))
+        compare(before, make_records("dpo", ["clean"] * 4))
     with pytest.raises(ValueError, match="same items"):
-        compare_systems(before + before[:1], make_records("dpo", ["clean"] * 5))
+        compare(before + before[:1], make_records("dpo", ["clean"] * 5))
 
 
 def test_the_comparisons_are_declared_and_each_arm_meets_sft_and_dpo():
-    assert choose_comparisons(["base", "sft", "dpo", "arm"]) == [
+    systems = ("base", "sft", "dpo", "arm")
+    summary = build_summary([r for name in systems for r in make_records(name, ["clean"] * 3)])
+    assert [(c["a"], c["b"]) for c in summary["comparisons"]] == [
         ("base", "sft"), ("sft", "dpo"), ("sft", "arm"), ("arm", "dpo"),
     ]  # fmt: skip
+    assert list(summary["systems"]) == list(systems)
 
 
 def test_several_systems_are_tested_at_once_and_each_comparison_counts_among_all():
@@ -160,8 +163,8 @@ def test_several_systems_are_tested_at_once_and_each_comparison_counts_among_all
     found = summary["all_systems"]
     assert (found["n"], found["n_excluded"]) == (11, 1) and found["p"] < 0.01
     first, second = (c["paired"] for c in summary["comparisons"])
-    assert first["p_exact"] == second["p_exact"] == 2 / 2**6  # 6 to 0
-    assert first["p_holm"] == second["p_holm"] == 2 * first["p_exact"] > 0.05
+    assert first["p"] == second["p"] == pytest.approx(2 / 2**6)  # 6 to 0
+    assert first["p_holm"] == second["p_holm"] == pytest.approx(2 * first["p"])
     said = " ".join(result_sentences(summary))
     assert "All 3 systems at once, on the 11 items" in said
     assert said.count("no difference that this n can show") == 2
@@ -218,9 +221,10 @@ def test_unreadable_statements_turn_a_guardrail_red():
 def test_sentences_carry_counts_intervals_b_and_c_and_p():
     summary = summary_of(["invents"] * 30 + ["clean"] * 20, ["invents"] * 5 + ["clean"] * 45)
     text = "\n".join(result_sentences(summary))
-    assert "sft: 30 of 50 answered summaries (60 %, 95 % Wilson interval 46-72 %)" in text
+    assert "sft: 30 of 50 answered summaries (60 %, 46-72 %) hold at least one" in text
+    assert "95 % Wilson interval" in text
     assert "b = 25 hallucinated only under sft, c = 0 only under dpo" in text
-    assert "changes by -50.0 points" in text and "p = 6.0e-08: a difference" in text
+    assert "changes by -50.0 points (" in text and "Holm) p < 0.001: a difference" in text
     assert "is small" not in text
 
 
@@ -228,30 +232,24 @@ def test_a_small_n_says_what_it_cannot_show():
     summary = summary_of(["invents"] * 6 + ["clean"] * 4, ["invents"] * 2 + ["clean"] * 8)
     text = "\n".join(result_sentences(summary))
     assert "p = 0.125: no difference that this n can show" in text
-    assert "n = 10 is small: 6 of 10 would already mean anything from 31 to 83 %" in text
-    assert "fewer than 6 changed items" in say_small_n(10) and "about 33 items" in say_small_n(10)
+    assert "n = 10 is small: after 6 of 10 summaries (60 %, 31-83 %)" in text
+    assert "fewer than 6 changed items" in say_small_n(10) and "about 36 items" in say_small_n(10)
 
 
-def test_the_headline_never_shows_a_rate_without_count_and_interval():
+def test_the_headline_never_shows_a_rate_without_count_unit_and_interval():
     summary = summary_of(["invents"] * 6 + ["clean"] * 4, ["empty"] * 10)
     rows = headline_rows(summary)
-    assert rows[0]["hallucinated summaries"] == "6 of 10 (60 %, 31-83 %)"
-    assert rows[1]["hallucinated summaries"] == "not measured"
+    assert rows[0]["hallucinated"] == "6 of 10 answered summaries (60 %, 31-83 %)"
+    assert rows[1]["hallucinated"] == "not measured"
     assert rows[1]["answered"] == "0 of 10"
-    table = headline_table(summary).splitlines()
-    assert len(table) == 4 and len({line.count("|") for line in table}) == 1
+    assert "facts of the note (0 %, 0-" in rows[0]["left out"]
 
 
 def test_no_change_is_not_minus_nothing():
-    assert [describe_change(x) for x in (0.0, 0.0004, -0.0004, 0.575, -0.1)] == [
-        "+0.0", "+0.0", "+0.0", "-57.5", "+10.0",
-    ]  # fmt: skip
-
-
-def test_percent_keeps_a_decimal_only_where_it_matters():
-    assert [percent(x) for x in (0, 0.005, 0.0994, 0.125, 1)] == [
-        "0 %", "0.5 %", "9.9 %", "12 %", "100 %",
-    ]  # fmt: skip
+    same = "\n".join(result_sentences(summary_of(["invents"] * 4, ["invents"] * 4)))
+    assert "changes by +0.0 points" in same
+    worse = "\n".join(result_sentences(summary_of(["clean"] * 10, ["invents"] + ["clean"] * 9)))
+    assert "changes by +10.0 points" in worse
 
 
 def test_changed_items_are_sorted_by_what_happened():
@@ -295,11 +293,37 @@ def test_facts_are_marked_with_their_kind_and_distractors_as_such():
     assert marked.index("aspirin") < marked.index("codeine")
 
 
-def test_the_metadata_of_the_card_hold_the_rate_with_its_interval():
-    summary = summary_of(["invents"] * 30 + ["clean"] * 20, ["invents"] * 5 + ["clean"] * 45)
-    hub = load_recipe("tiny-cpu", {"model.name_or_path": "owner/some-model"})
-    data = ModelCardData(**yaml.safe_load(card_module._describe(hub, summary).to_yaml()))
-    assert data.base_model == "owner/some-model"
-    (metric,) = data.to_dict()["model-index"][0]["results"][0]["metrics"]
-    assert (metric["type"], metric["value"]) == (PRIMARY, 0.1)
-    assert metric["name"].startswith("5 of 50 answered summary (95 % Wilson 0.0435-0.2136)")
+# --- degenerate text ------------------------------------------------------------------------
+
+
+ODD = {
+    "empty": "",
+    "blank": " \n\t ",
+    "one word": "Smoking",
+    "endless": "Smoking: 90 pack-years. " * 60,
+    "endless noise": "ba ba ba. " * 200,
+    "other script": "Курит. 患者は喫煙者です。 المريض مدخن",
+    "no sentence": "," * 500,
+}
+
+
+@pytest.mark.parametrize("detector", ["facts", "entities"])
+@pytest.mark.parametrize("name", ODD)
+def test_no_rate_counts_more_than_there_is_whatever_the_model_writes(name, detector):
+    records = []
+    for note, text in zip(NOTES[:6], [ODD[name]] * 5 + [write(NOTES[5], "clean")], strict=True):
+        row = {"id": note.id, "group_id": note.id, "style": "", "style_group": "", "system": "base",
+               "text": text, "n_tokens": 1, "finish_reason": "length"}  # fmt: skip
+        judged = get_detector(detector).judge(Source(note.text, note.facts), text)
+        records.append(make_record(row, judged))
+    figures = summarise(records)
+    for rate in filter(None, figures["rates"].values()):
+        assert 0 <= rate["k"] <= rate["n"] and 0 <= rate["low"] <= rate["high"] <= 1
+    assert figures["rates"]["suspect_rate@summary"]["n"] == 6
+    assert result_sentences(build_summary(records))
+
+
+def test_a_summary_with_many_unreadable_statements_is_suspect_once():
+    records = make_records("base", ["clean"] * 10)
+    records[0]["n_unparsed"] = records[0]["n_statements"] = 37
+    assert summarise(records)["rates"]["suspect_rate@summary"]["k"] == 1

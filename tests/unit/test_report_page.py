@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from test_evaluation import INVENTED, NOTES, make_records, write
 
-from hallulib.evaluation.metrics import build_summary, group_by_system
-from hallulib.evaluation.page import build_blocks, choose_shown, guardrail_rows, write_pages
-from hallulib.evaluation.texts import describe_lengths, measure_texts, measure_vocabulary
+from hallulib.evaluation import build_summary
+from hallulib.evaluation.pages import write_report
+from hallulib.evaluation.texts import measure_texts
 
 pytestmark = pytest.mark.unit
 
@@ -23,14 +23,16 @@ def make_generations(system: str, hows: list[str]) -> list[dict]:
     ]  # fmt: skip
 
 
-def write_page(folder, before: list[str], after: list[str], systems=("sft", "dpo")):
+def write_page(folder, before: list[str], after: list[str], systems=("sft", "dpo"), **changes):
     hows = dict(zip(systems, (before, after), strict=True))
     records = [r for name, how in hows.items() for r in make_records(name, how)]
-    generations = [g for name, how in hows.items() for g in make_generations(name, how)]
-    texts = {name: measure_texts(rows) for name, rows in group_by_system(generations).items()}
-    summary = build_summary(records) | {"recipe": "tiny-cpu", "texts": texts}
-    write_pages(folder, summary, records, generations)
-    return (folder / "report.html").read_text("utf-8"), (folder / "report.md").read_text("utf-8")
+    generations = [g | changes for name, how in hows.items() for g in make_generations(name, how)]
+    texts = {
+        name: measure_texts([g for g in generations if g["system"] == name]) for name in systems
+    }
+    summary = build_summary(records) | {"recipe": "a<b", "texts": texts}
+    write_report(folder / "report.html", summary, records, generations)
+    return (folder / "report.html").read_text("utf-8")
 
 
 class Balanced(HTMLParser):
@@ -49,72 +51,65 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_both_pages_hold_rates_counts_unit_interval_b_c_and_p(tmp_path):
-    pages = write_page(tmp_path, ["invents"] * 30 + ["clean"] * 20, ["clean"] * 50)
-    for page in pages:
-        assert "30 of 50 (60 %, 46-72 %)" in page and "answered summaries" in page
-        assert "b: fixed" in page and "c: newly wrong" in page and "exact McNemar" in page
-        assert "Guardrails: all held." in page and "RED" not in page
-        assert "ROUGE-L with the reference" in page and "7.39 (7.39-7.39)" in page  # exp(6 / 3)
-        assert "this is not truth" in page
+def test_the_page_holds_rates_counts_unit_interval_b_c_and_p(tmp_path):
+    page = write_page(tmp_path, ["invents"] * 30 + ["clean"] * 20, ["clean"] * 50)
+    assert "30 of 50 answered summaries (60 %, 46-72 %)" in page
+    assert "b: fixed" in page and "c: newly wrong" in page and "exact McNemar" in page
+    assert "p &lt; 0.001" in page and "-60.0 points (95 %: " in page
+    assert "Guardrails: all held." in page and "RED" not in page
+    assert "ROUGE-L" in page and "7.39 (7.39-7.39)" in page  # exp(6 / 3)
+    assert "this is not truth" in page
 
 
 def test_a_rate_bought_with_emptiness_is_red_in_words_and_in_colour(tmp_path):
-    html, markdown = write_page(tmp_path, ["invents"] * 40, ["clean"] * 30 + ["empty"] * 10)
-    assert 'class="red" role="status"' in html and '<td class="red">100 % to 75 %: RED</td>' in html
-    assert "RED guardrails: " in markdown and ": RED |" in markdown
-    assert "summaries with an answer (sft to dpo)" in markdown
-    assert "bought with it" in html
+    page = write_page(tmp_path, ["invents"] * 40, ["clean"] * 30 + ["empty"] * 10)
+    assert '<p class="red" role="status">' in page and "<td>100 % to 75 %</td>" in page
+    assert '<td class="red">RED</td>' in page
+    assert "summaries with an answer (sft to dpo)" in page
+    assert "bought with it" in page
 
 
 def test_a_small_n_is_said_on_the_page(tmp_path):
-    for page in write_page(tmp_path, ["invents"] * 6 + ["clean"] * 4, ["clean"] * 10):
-        assert "n = 10 is small" in page
+    assert "n = 10 is small" in write_page(
+        tmp_path, ["invents"] * 6 + ["clean"] * 4, ["clean"] * 10
+    )
 
 
 def test_changed_items_stand_side_by_side_with_the_statement_marked_and_the_evidence(tmp_path):
-    html, markdown = write_page(tmp_path, ["invents", "clean"], ["clean", "invents"])
-    assert "fixed: hallucinated only before: 1" in html
-    assert f"{NOTES[0].id}: fixed" in html and f"{NOTES[1].id}: broken" in html
+    page = write_page(tmp_path, ["invents", "clean"], ["clean", "invents"])
+    assert f"fixed: hallucinated only before: 1 ({NOTES[0].id})" in page
+    fixed, broken = page.index(f"<b>{NOTES[0].id}</b>"), page.index(f"<b>{NOTES[1].id}</b>")
+    assert page.index("hallucinated only before</summary>") < fixed < broken
     wrong = INVENTED.removeprefix(" Smoking: ").removesuffix(".")
-    assert f"**{wrong}** [" in markdown
-    assert html.count("<mark") > 2 and wrong in html
+    assert f"<li><b>{wrong}</b> (" in page and page.count("<mark") > 2
     smoking = NOTES[0].facts.get("smoking")
-    said = "has &quot;" if smoking else "the note says nothing on it"
-    assert said in html
+    said = "has &#34;" if smoking else "the note says nothing on it"
+    assert said in page
 
 
 def test_the_html_is_well_formed_and_fetches_and_runs_nothing(tmp_path):
-    html, _ = write_page(tmp_path, ["invents"] * 12, ["clean"] * 8 + ["empty"] * 4)
     parser = Balanced()
-    parser.feed(html)
+    page = write_page(tmp_path, ["invents"] * 12, ["clean"] * 8 + ["empty"] * 4)
+    parser.feed(page)
     assert parser.open == []
-    assert not parser.seen & {"script", "link", "iframe", "img"} and "http" not in html
+    assert not parser.seen & {"script", "link", "iframe", "img"} and "http" not in page
 
 
-def test_markup_in_a_text_stays_text(tmp_path):
-    records = make_records("sft", ["invents"]) + make_records("dpo", ["clean"])
-    generations = make_generations("sft", ["invents"]) + make_generations("dpo", ["clean"])
-    for row in generations:
-        row["context"] = "<script>alert(1)</script> & BP < 90"
-    summary = build_summary(records) | {"recipe": "a<b"}
-    write_pages(tmp_path, summary, records, generations)
-    for name in ("report.html", "report.md"):
-        page = (tmp_path / name).read_text("utf-8")
-        assert "<script" not in page and "&lt;script&gt;" in page and "BP &lt; 90" in page
+def test_markup_in_a_text_or_a_name_stays_text(tmp_path):
+    page = write_page(
+        tmp_path, ["invents"], ["clean"], systems=("sft", "<b>odd"),
+        context="<script>alert(1)</script> & BP < 90",
+    )  # fmt: skip
+    assert "<script" not in page and "&lt;script&gt;" in page and "BP &lt; 90" in page
+    assert "<b>odd" not in page and "&lt;b&gt;odd" in page
+    assert "<title>Evaluation of a&lt;b</title>" in page
 
 
-def test_markup_in_a_name_stays_text(tmp_path):
-    html, _ = write_page(tmp_path, ["clean"] * 3, ["clean"] * 3, systems=("sft", "<b>odd"))
-    assert "<b>odd" not in html and "&lt;b&gt;odd" in html
-
-
-def test_a_page_without_a_comparison_still_stands():
+def test_a_page_without_a_comparison_still_stands(tmp_path):
     summary = build_summary(make_records("base", ["clean"] * 5)) | {"recipe": "r"}
-    assert choose_shown(summary) == ("", "")
-    assert guardrail_rows(summary) == []
-    kinds = [kind for kind, _ in build_blocks(summary, [], [])]
-    assert "item" not in kinds and kinds.count("table") == 3
+    write_report(tmp_path / "report.html", summary, make_records("base", ["clean"] * 5), [])
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "fewer than two trained systems" in page and "What changed" not in page
 
 
 def test_perplexity_and_token_accuracy_are_of_the_references_that_could_be_scored():
@@ -128,24 +123,30 @@ def test_perplexity_and_token_accuracy_are_of_the_references_that_could_be_score
 
 
 def test_overlap_is_one_for_the_reference_itself_and_falls_to_zero_for_silence():
-    same, silent = measure_texts(make_generations("x", ["clean"] * 4)), measure_texts(
-        make_generations("x", ["empty"] * 4)
+    same, silent = (
+        measure_texts(make_generations("x", ["clean"] * 4)),
+        measure_texts(make_generations("x", ["empty"] * 4)),
     )
     assert {round(v["value"], 6) for v in same["overlap"].values()} == {1.0}
     assert {v["value"] for v in silent["overlap"].values()} == {0.0}
     assert measure_texts([{"text": "a", "reference": " "}])["overlap"] is None
 
 
+def measure_words(*texts: str) -> dict:
+    found = measure_texts([{"text": text, "reference": ""} for text in texts])
+    return found["vocabulary"] | found["words"]
+
+
 def test_vocabulary_and_length_by_hand():
-    found = measure_vocabulary(["a b a b", "a c"])
+    found = measure_words("a b a b", "a c")
     assert (found["words"], found["distinct"]) == (6, 3)
     assert found["distinct_pairs"] == 3 / 4  # ab ba ab, ac
     assert found["mattr"] == 3 / 6
-    assert measure_vocabulary([""])["mattr"] is None
-    assert describe_lengths([1, 2, 3])["p50"] == 2 and describe_lengths([1, 2, 3])["mean"] == 2
+    assert (found["p0"], found["p50"], found["p100"]) == (2, 3, 4)
+    assert measure_words("")["mattr"] is None and measure_words("")["distinct_pairs"] is None
 
 
-def test_rich_words_in_a_window_do_not_fall_with_length():
-    text = " ".join(f"w{i % 60}" for i in range(600))
-    assert measure_vocabulary([text])["mattr"] == 1.0
-    assert measure_vocabulary([text])["distinct"] == 60
+def test_rich_words_in_a_window_do_not_fall_with_length_and_repetition_does():
+    rich = measure_words(" ".join(f"w{i % 60}" for i in range(600)))
+    assert (rich["mattr"], rich["distinct"]) == (1.0, 60)
+    assert measure_words("ba " * 600)["distinct_pairs"] < 0.01
