@@ -1,10 +1,8 @@
-"""`python -m hallulib ...`: thin, no logic. Errors of ours are printed in plain words."""
+"""`python -m hallulib ...`: thin, no logic. Errors that a reader can act on stay plain words."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated
 
@@ -13,8 +11,9 @@ import yaml
 
 from hallulib.errors import HallulibError, RecipeError
 from hallulib.files import display_path, resolve_path, write_text_atomic
-from hallulib.recipe import load_recipe, nearest, parse_set
-from hallulib.run import Run, find_run, list_runs
+from hallulib.recipe import load_recipe, name_nearest, parse_set
+from hallulib.run import Run
+from hallulib.stages import STAGES
 
 app = typer.Typer(
     help="A course you can run: teach a language model not to invent facts.",
@@ -31,31 +30,6 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change the recipe: dpo.beta=0.2. Repeatable.")
 ]
 
-# Where each stage's function lives. Named here, imported when asked for: torch takes seconds.
-STAGE_FUNCTIONS = {
-    "data": "hallulib.data:prepare_data",
-    "sft": "hallulib.sft:train_sft",
-    "memory": "hallulib.memory:predict_budget",
-    "pairs": "hallulib.dpo:build_pairs",
-    "reference": "hallulib.dpo.reference_cache:cache_reference",
-    "dpo": "hallulib.dpo.train:train_dpo",
-    "comparison": "hallulib.dpo.arms:train_comparison_arms",
-    "evaluation": "hallulib.evaluation:evaluate_systems",
-    "assessment": "hallulib.assessment:analyse_assessment",
-}
-# Those whose memory is predicted before they start.
-CHECKED_STAGES = ("sft", "pairs", "reference", "dpo")
-
-
-@contextmanager
-def continuable() -> Iterator[None]:
-    """Ctrl-C ends with a plain word and the status shells expect (130)."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. What is finished is kept; the same command continues.", err=True)
-        raise typer.Exit(130) from None
-
 
 @app.command()
 def course(
@@ -70,13 +44,12 @@ def course(
     from hallulib.course import run_course
 
     overrides = parse_set(set_ or [])
-    with continuable():
-        run_course(recipe, run_dir, overrides, from_notebook=from_, only=only, force=force)
+    run_course(recipe, run_dir, overrides, from_notebook=from_, only=only, force=force)
 
 
 @app.command("run-stage")
 def run_stage(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGE_FUNCTIONS)}.")],
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")],
     recipe: RecipeOption = "tiny-cpu",
     run_dir: RunDirOption = "",
     set_: SetOption = None,
@@ -85,21 +58,17 @@ def run_stage(
     ] = False,
 ) -> None:
     """Run one stage without its notebook (also under `accelerate launch -m hallulib`)."""
-    if name not in STAGE_FUNCTIONS:
-        close = nearest(name, list(STAGE_FUNCTIONS))
-        hint = f" Did you mean '{close}'?" if close else ""
-        raise RecipeError(
-            f"There is no stage '{name}'.{hint}", f"Use one of {', '.join(STAGE_FUNCTIONS)}."
-        )
+    if name not in STAGES:
+        what = f"There is no stage '{name}'." + name_nearest(name, list(STAGES))
+        raise RecipeError(what, f"Use one of {', '.join(STAGES)}.")
     effective = load_recipe(recipe, parse_set(set_ or []))
     run = Run.open(run_dir, effective)
     if force:
         run.forget(name)
-    if name in CHECKED_STAGES and not run.is_current(name, effective):
+    if name in ("sft", "pairs", "reference", "dpo") and not run.is_current(name, effective):
         import_module("hallulib.memory").check_fits(effective, run, name, force)
-    module, function = STAGE_FUNCTIONS[name].split(":")
-    with continuable():
-        getattr(import_module(module), function)(effective, run)
+    module, function = STAGES[name].door.split(":")
+    getattr(import_module(f"hallulib.{module}"), function)(effective, run)
     typer.echo(f"{name}: finished in {display_path(run.root)}")
 
 
@@ -115,8 +84,7 @@ def assess(
 
     overrides = parse_set(set_ or [])
     effective = load_recipe(recipe, overrides)
-    with continuable():
-        serve_assessment(Run.open(run_dir, effective), effective, overrides, port)
+    serve_assessment(Run.open(run_dir, effective), effective, overrides, port)
 
 
 @app.command()
@@ -154,31 +122,30 @@ def fetch(
 @app.command()
 def runs() -> None:
     """List the runs in outputs/ with their headline."""
-    from hallulib.report import HEADLINE, format_table, headline_cells, read_headline
+    from hallulib.report import list_runs, read_headline
 
-    rows = []
     for folder in list_runs():
         try:
-            found = headline_cells(read_headline(folder))
+            headline = read_headline(folder)
+            found = "not evaluated yet" if headline.empty else headline.to_string()
         except HallulibError as error:
-            found = [[f"unreadable: {error.what}", *[""] * (len(HEADLINE) - 1)]]
-        empty = [["not evaluated yet", *[""] * (len(HEADLINE) - 1)]]
-        rows += [[folder.name, *cells] for cells in found or empty]
-    typer.echo(format_table(["run", *HEADLINE], rows) if rows else "No runs yet.")
+            found = f"unreadable: {error.what}"
+        typer.echo(f"{folder.name}\n{found}\n")
 
 
 @app.command()
 def compare(a: str, b: str) -> None:
     """Print two runs side by side: recipe differences, results, cost."""
-    from hallulib.report import compare_table
+    from hallulib.report import compare_runs, find_run
 
-    typer.echo(compare_table(find_run(a), find_run(b)))
+    typer.echo(compare_runs(find_run(a), find_run(b)).to_string(max_colwidth=40))
 
 
 @app.command()
 def gallery(run: Annotated[str, typer.Argument(help="A run.")] = "tiny-cpu") -> None:
     """Copy the executed notebooks of a finished run to outputs/gallery, stamped."""
-    from hallulib.gallery import publish_gallery
+    from hallulib.course import publish_gallery
+    from hallulib.report import find_run
 
     for path in publish_gallery(find_run(run)):
         typer.echo(display_path(path))
@@ -195,9 +162,15 @@ def show_recipe(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; our errors end with status 1 and no traceback."""
+    """Run the command line; what a reader can act on ends in plain words and with status 2."""
     try:
         app(arguments)
-    except HallulibError as error:
+    except (HallulibError, OSError) as error:
         typer.echo(f"\nError: {error}", err=True)
-        sys.exit(1)
+        sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == 130:  # Ctrl-C, as typer hands it on
+            typer.echo(
+                "\nInterrupted. What is finished is kept; the same command continues.", err=True
+            )
+        raise

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from hallulib.errors import HallulibError, RecipeError
-from hallulib.files import display_path, resolve_path, sha256_file, sha256_text, storage_guard
-from hallulib.notebook import (
-    Execution,
-    Progress,
-    check_parameters,
-    count_cells,
-    execute,
-    format_seconds,
+import nbformat
+from tqdm import tqdm
+
+from hallulib.errors import DataError, HallulibError, RecipeError
+from hallulib.files import (
+    display_path,
+    project_root,
+    resolve_path,
+    sha256_file,
+    sha256_text,
+    write_text_atomic,
 )
-from hallulib.provenance import PACKAGE, STAGES, hash_sources
+from hallulib.notebook import check_parameters, execute
 from hallulib.recipe import Recipe, find_recipe, load_recipe, recipe_names
-from hallulib.report import cost_table, format_gib, headline_table, read_headline, write_report
-from hallulib.run import Run
+from hallulib.report import read_costs, read_headline, write_report
+from hallulib.run import Run, read_manifest
+from hallulib.stages import STAGES, hash_code
+
+GALLERY = "outputs/gallery"
 
 
 @dataclass
@@ -47,41 +52,42 @@ def run_course(
     only: str = "",
     force: bool = False,
     notebooks: str | Path = "notebooks",
-    stream: TextIO | None = None,
 ) -> CourseResult:
     """Run the course, or the part of it that has changed, and print the result.
 
     `from_notebook` and `only` take a number or name ("04", "04_reference_cache"); `force` runs
-    the selected notebooks and their stages again. Raises HallulibError when a cell fails (the
-    next call continues there), KeyboardInterrupt on Ctrl-C (likewise), RecipeError,
-    RecipeError, HallulibError, HallulibError or HallulibError before anything has run.
+    the selected notebooks and their stages again. Raises HallulibError when a cell fails and
+    KeyboardInterrupt on Ctrl-C (the next call continues there), RecipeError before anything runs.
     """
     effective = load_recipe(recipe, overrides)
     run = Run.open(run_dir, effective)
     sources = find_notebooks(notebooks)
     chosen = select_notebooks(sources, from_notebook, only)
-    values = {
+    parameters = {
         "recipe": recipe if recipe in recipe_names() else display_path(find_recipe(recipe)),
         "run_dir": display_path(run.root) if run_dir else "",
         "overrides": dict(overrides or {}),
     }
-    parameters = {source: check_parameters(source, values) for source in chosen}
-    progress = Progress(stream)
-    progress.say(f"Recipe {effective.name}, run {display_path(run.root)}")
-    _mention_stale(run, effective, sources, chosen, progress)
+    for source in chosen:
+        check_parameters(source, parameters)
+    print(f"Recipe {effective.name}, run {display_path(run.root)}")
+    for source in sources[: sources.index(chosen[0])]:
+        for stage in stages_of(source):
+            if not run.is_current(stage, effective):
+                where = f"{stage} (notebook {source.stem})"
+                print(f"Note: {where} is not up to date with this recipe and code.")
     result = CourseResult(run)
     for source in chosen:
         title = f"[{sources.index(source) + 1}/{len(sources)}] {source.stem}"
-        if not force and _is_done(run, effective, source, parameters[source]):
-            progress.say(f"{title}: unchanged, skipped")
+        if not force and is_done(run, effective, source, parameters):
+            print(f"{title}: unchanged, skipped", flush=True)
             result.skipped.append(source.stem)
             continue
-        if force:
-            for stage in stages_of(source):
-                run.forget(stage)
-        _run_one(run, source, parameters[source], title, progress)
+        for stage in stages_of(source) if force else []:
+            run.forget(stage)
+        run_notebook(run, source, parameters, title)
         result.executed.append(source.stem)
-    _print_result(run, progress)
+    print_result(run)
     return result
 
 
@@ -96,20 +102,16 @@ def find_notebooks(folder: str | Path = "notebooks") -> list[Path]:
 
 def select_notebooks(sources: list[Path], from_notebook: str, only: str) -> list[Path]:
     """The notebooks from `from_notebook` on, or `only` one; all when both are empty."""
-
-    def find(wanted: str) -> int:
-        number = wanted.zfill(2) if wanted.isdigit() else wanted
-        for index, source in enumerate(sources):
-            if source.stem == number or source.stem.split("_")[0] == number:
-                return index
-        names = ", ".join(source.stem for source in sources)
-        raise RecipeError(f"There is no notebook '{wanted}'.", f"Use the number of: {names}.")
-
+    wanted = from_notebook or only
     if from_notebook and only:
         raise RecipeError("--from and --only exclude each other.", "Give one of them.")
-    if only:
-        return [sources[find(only)]]
-    return sources[find(from_notebook) :] if from_notebook else sources
+    if not wanted:
+        return sources
+    for index, source in enumerate(sources):
+        if wanted.zfill(2) in (source.stem, source.stem[:2]):
+            return sources[index:] if from_notebook else [source]
+    names = ", ".join(source.stem for source in sources)
+    raise RecipeError(f"There is no notebook '{wanted}'.", f"Use the number of: {names}.")
 
 
 def stages_of(source: Path) -> list[str]:
@@ -117,110 +119,101 @@ def stages_of(source: Path) -> list[str]:
     return [name for name, spec in STAGES.items() if spec.notebook == source.stem]
 
 
-def _state(run: Run, source: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+def describe_state(run: Run, source: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     """All that decides what an executed notebook shows: it, its parameters, code, and results.
 
     Results are those of the stages up to this notebook, since a notebook may show earlier ones.
     """
+    records = run.manifest["stages"]
+    shown = [n for n, spec in STAGES.items() if spec.notebook <= source.stem and n in records]
+    results = {name: records[name]["outputs"] for name in shown}
     return {
         "source_sha": sha256_file(source),
-        "package_sha": hash_sources(sorted(PACKAGE.rglob("*.py"))),
-        "results_sha": _hash_results(run, source),
+        "package_sha": hash_code(["**/*"]),
+        "results_sha": sha256_text(json.dumps(results, sort_keys=True)),
         "parameters": parameters,
     }
 
 
-def _hash_results(run: Run, source: Path) -> str:
-    records = run.manifest["stages"]
-    names = [name for name, spec in STAGES.items() if spec.notebook <= source.stem]
-    results = {name: records[name]["outputs"] for name in names if name in records}
-    return sha256_text(json.dumps(results, sort_keys=True))
-
-
-def _is_done(run: Run, recipe: Recipe, source: Path, parameters: dict[str, Any]) -> bool:
+def is_done(run: Run, recipe: Recipe, source: Path, parameters: dict[str, Any]) -> bool:
+    """Whether the executed copy shows what this source, code, parameters and results would."""
     record = run.manifest["notebooks"].get(source.stem, {})
-    if record.get("status") != "done" or not executed_copy(run, source).is_file():
+    if record.get("status") != "done" or not (run.root / "notebooks" / source.name).is_file():
         return False
-    now = _state(run, source, parameters)
-    unchanged = all(record.get(key) == value for key, value in now.items())
+    state = describe_state(run, source, parameters)
+    unchanged = all(record.get(key) == value for key, value in state.items())
     return unchanged and all(run.is_current(stage, recipe) for stage in stages_of(source))
 
 
-def executed_copy(run: Run, source: Path) -> Path:
-    """Where the executed copy of a notebook goes."""
-    return run.root / "notebooks" / source.name
-
-
-def _run_one(
-    run: Run, source: Path, parameters: dict[str, Any], title: str, progress: Progress
-) -> None:
+def run_notebook(run: Run, source: Path, parameters: dict[str, Any], title: str) -> None:
     """Execute one notebook and record how it went; raises unless it reached its end."""
-    before = run.manifest["notebooks"].get(source.stem, {})
-    target = executed_copy(run, source)
-    cells = count_cells(source)
-    state = _state(run, source, parameters)
-    _record(run, source, state, Execution())
-    progress.start(title, cells, before.get("expected_seconds"))
-    with storage_guard(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            execution = execute(source, target, parameters, progress)
-        except BaseException:
-            progress.finish("stopped")
-            raise
+    target = run.root / "notebooks" / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    last = run.manifest["notebooks"].get(source.stem, {}).get("expected_seconds")
+    state = describe_state(run, source, parameters) | {"expected_seconds": last}
+    unknown = {"status": "running", "wall_seconds": 0.0, "peak_memory_bytes": 0}
+    run.update(lambda manifest: manifest["notebooks"].update({source.stem: state | unknown}))
+    print(f"{title}: last time {tqdm.format_interval(last)}" if last else f"{title}:", flush=True)
+    result = execute(source, target, parameters, title)
     # Sources count as they were at the start, results as they are at the end.
-    _record(run, source, state | {"results_sha": _hash_results(run, source)}, execution)
-    time, peak = format_seconds(execution.wall_seconds), format_gib(execution.peak_memory_bytes)
-    progress.finish(f"{execution.status} in {time}, peak {peak}")
-    if execution.status == "interrupted":
+    state["results_sha"] = describe_state(run, source, parameters)["results_sha"]
+    if result["status"] == "done":
+        state["expected_seconds"] = result["wall_seconds"]
+    run.update(lambda manifest: manifest["notebooks"].update({source.stem: state | result}))
+    seconds, peak = result["wall_seconds"], result["peak_memory_bytes"] / 2**30
+    spent = f"{tqdm.format_interval(seconds)}, peak {peak:.2f} GiB"
+    print(f"{title}: {result['status']} in {spent}", flush=True)
+    if result["status"] == "interrupted":
         raise KeyboardInterrupt
-    if execution.status == "failed":
-        raise _explain_failure(source, target, execution)
-
-
-def _record(run: Run, source: Path, state: dict[str, Any], execution: Execution) -> None:
-    """Write an execution into the manifest; the time of a whole one is the next estimate."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        before = manifest["notebooks"].get(source.stem, {})
-        expected = before.get("expected_seconds")
-        if execution.status == "done":
-            expected = execution.wall_seconds
-        manifest["notebooks"][source.stem] = (
-            state | asdict(execution) | {"expected_seconds": expected}
+    if result["status"] == "failed":
+        print(f"\n{result['error']}", flush=True)
+        raise HallulibError(
+            f"Notebook {source.stem} stopped in cell '{result['cell']}', with the words above.",
+            f"The same command continues; what has run is kept, also in {display_path(target)}.",
         )
 
-    run.update(change)
 
-
-def _explain_failure(source: Path, target: Path, execution: Execution) -> HallulibError:
-    """Name notebook, cell and cause; a cause of ours brings its own next step."""
-    cause, _, advice = execution.error.partition("\nNext: ")
-    kept = f"The executed copy is {display_path(target)}; what is finished is kept."
-    again = "Run the same command again: it continues with this notebook."
-    return HallulibError(
-        f"Notebook {source.stem} stopped in cell '{execution.cell}'.\n{cause.strip()}",
-        "\n".join(part for part in (advice.strip(), kept, again) if part),
-    )
-
-
-def _mention_stale(
-    run: Run, recipe: Recipe, sources: list[Path], chosen: list[Path], progress: Progress
-) -> None:
-    """Say which earlier notebooks, left out by --from or --only, no longer match this recipe."""
-    for source in sources[: sources.index(chosen[0])]:
-        stale = [name for name in stages_of(source) if not run.is_current(name, recipe)]
-        if stale:
-            made = f"{', '.join(stale)} (notebook {source.stem})"
-            progress.say(f"Note: {made} is not up to date with this recipe and code.")
-
-
-def _print_result(run: Run, progress: Progress) -> None:
+def print_result(run: Run) -> None:
     """The headline, what each notebook cost, and where to read on."""
-    report = write_report(run)
-    rows = read_headline(run.root)
-    if rows:
-        progress.say(f"\nHeld-out notes, measured:\n{headline_table(rows)}")
-    progress.say(f"\n{cost_table(run.manifest)}")
-    progress.say(f"\nReport:    {display_path(report)}")
-    progress.say(f"Notebooks: {display_path(run.root / 'notebooks')}")
+    report, headline = write_report(run), read_headline(run.root)
+    if not headline.empty:
+        print(f"\nHeld-out notes, measured:\n{headline.to_string()}")
+    print(f"\n{read_costs(run.root).to_string()}")
+    print(f"\nReport:    {display_path(report)}")
+    print(f"Notebooks: {display_path(run.root / 'notebooks')}")
+
+
+def publish_gallery(
+    run_root: Path, notebooks: str | Path = "notebooks", target: str | Path = GALLERY
+) -> list[Path]:
+    """Copy a run's executed notebooks to the gallery and stamp each; returns the copies.
+
+    Raises DataError, before anything is written, unless every notebook ran to its end from its
+    present source and no copy names a folder of this machine.
+    """
+    manifest, copies = read_manifest(run_root), {}
+    versions = next(iter(manifest["stages"].values()), {}).get("versions", {})
+    for source in find_notebooks(notebooks):
+        record = manifest["notebooks"].get(source.stem, {})
+        if record.get("status") != "done" or record.get("source_sha") != sha256_file(source):
+            raise _refuse(source.stem, "has not run to its end from its present source")
+        notebook = nbformat.read(run_root / "notebooks" / source.name, as_version=4)
+        stamp = ("source_sha", "parameters", "wall_seconds", "peak_memory_bytes")
+        notebook.metadata["hallulib"] = {key: record[key] for key in stamp} | {
+            "recipe": manifest["recipe"]["name"],
+            "versions": versions,
+        }
+        text = nbformat.writes(notebook)
+        if str(Path.home()) in text or str(project_root()) in text:
+            raise _refuse(source.stem, "prints a path of this machine")
+        copies[resolve_path(target) / source.name] = text
+    for path, text in copies.items():
+        write_text_atomic(path, text + "\n")
+    return list(copies)
+
+
+def _refuse(name: str, why: str) -> DataError:
+    return DataError(
+        f"The gallery cannot take notebook {name}: it {why}.",
+        "Run `python -m hallulib course` first; the gallery is unchanged.",
+    )

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from hallulib.errors import DataError, HallulibError
 
+LARGE = 2**26  # bytes; smaller files take no time to hash
+
 
 @cache
 def project_root() -> Path:
@@ -50,25 +52,37 @@ def display_path(path: str | Path) -> str:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex sha256 of one file's contents."""
+    """Hex sha256 of one file's contents; a large file is read once while nothing touches it."""
+    stat = os.stat(path)
+    if stat.st_size < LARGE:
+        return _hash_file(str(path))
+    stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return _hash_large_file(str(path), stamp)
+
+
+def _hash_file(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _hash_large_file(path: str, stamp: tuple[int, ...]) -> str:
+    return _hash_file(path)
 
 
 def sha256_tree(path: str | Path) -> str:
     """Hex sha256 of a file, or of a folder: every relative name and contents, in sorted order.
 
-    A `checkpoints` folder directly below is left out: it is working state, not a result.
+    Hidden and temporary files are no content, nor is the working state in `checkpoints`.
     """
     path = Path(path)
-    if path.is_file():
-        return sha256_file(path)
     if not path.is_dir():
-        raise FileNotFoundError(path)
+        return sha256_file(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
         name = file.relative_to(path)
-        if file.is_file() and name.parts[0] != "checkpoints":
+        passing = any(part.startswith(".") for part in name.parts) or file.suffix == ".tmp"
+        if file.is_file() and not passing and name.parts[0] != "checkpoints":
             digest.update(f"{name.as_posix()}\0{sha256_file(file)}\n".encode())
     return digest.hexdigest()
 

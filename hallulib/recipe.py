@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pydantic import Field as PydanticField
 from pydantic import ValidationError
 
 from hallulib.errors import RecipeError
-from hallulib.files import display_path, resolve_path, sha256_text
+from hallulib.files import display_path, resolve_path
 from hallulib.recipe_sections import (
     AssessmentSection,
     DataSection,
@@ -35,7 +34,9 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe(Section):
     """Everything that decides a run. `load_recipe` makes one; it cannot be changed afterwards."""
 
-    name: str = PydanticField(description="name of the recipe; a run folder belongs to one")
+    name: str = PydanticField(
+        description="name of the recipe; a run folder belongs to one", pattern=r"^\w[\w.+ -]*$"
+    )
     description: str = field("", "one line about it")
     seed: int = field(0, "seed of every random choice", ge=0)
     model: ModelSection = field(ModelSection(), "base model")
@@ -53,10 +54,9 @@ class Recipe(Section):
         """The recipe as plain, JSON-ready values."""
         return self.model_dump(mode="json")
 
-    def section_hash(self, sections: list[str]) -> str:
-        """sha256 of the named sections; the seed always counts."""
-        chosen = {name: self.to_dict()[name] for name in sorted(sections)} | {"seed": self.seed}
-        return sha256_text(json.dumps(chosen, sort_keys=True))
+    def choose_sections(self, sections: Sequence[str]) -> dict[str, Any]:
+        """The named sections and the seed, which always counts, as plain values."""
+        return {name: self.to_dict()[name] for name in (*sections, "seed")}
 
 
 def recipe_names() -> list[str]:
@@ -88,26 +88,36 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
 def parse_set(assignments: list[str]) -> dict[str, Any]:
     """`["dpo.beta=0.2"]` -> `{"dpo.beta": "0.2"}`; the recipe turns text into the field's type.
 
-    A value that starts with [ or { is read as YAML, so lists can be given too.
+    The value of a field that holds text is taken as it is. Elsewhere a value that starts with [ or
+    { is read as YAML, so that lists can be given too.
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
+        key, value = key.strip(), text.strip()
+        if not equals or not key:
             raise RecipeError(f"'{assignment}' sets nothing.", "Write key=value, as dpo.beta=0.2.")
-        value = text.strip()
-        overrides[key.strip()] = yaml.safe_load(value) if value[:1] in ("[", "{") else value
+        if field_types().get(key) is str:
+            value = text
+        elif value[:1] in ("[", "{"):
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError:
+                advice = "Write a list as [a, b] and a table as {a: b}; mind the shell's quotes."
+                raise RecipeError(f"The value of '{assignment}' is not YAML.", advice) from None
+        overrides[key] = value
     return overrides
 
 
-def field_names() -> list[str]:
-    """Every valid dotted key of a recipe, sections included."""
-    names: list[str] = []
+def field_types() -> dict[str, Any]:
+    """Every valid dotted key of a recipe, sections included, and the type of its values."""
+    types: dict[str, Any] = {}
     for name, info in Recipe.model_fields.items():
-        names.append(name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            names += [f"{name}.{leaf}" for leaf in info.annotation.model_fields]
-    return names
+        types[name] = info.annotation
+        if isinstance(info.default, Section):
+            leaves = type(info.default).model_fields.items()
+            types |= {f"{name}.{leaf}": inner.annotation for leaf, inner in leaves}
+    return types
 
 
 def nearest(name: str, valid: list[str]) -> str | None:
@@ -120,26 +130,42 @@ def nearest(name: str, valid: list[str]) -> str | None:
     return leaves[close[0]] if close else None
 
 
-def find_recipe(name: str) -> Path:
+def name_nearest(name: str, valid: list[str]) -> str:
+    """The end of an error message: " Did you mean '...'?", or "" where nothing is close."""
+    close = nearest(name, valid)
+    return f" Did you mean '{close}'?" if close else ""
+
+
+def find_recipe(name: str, shipped_only: bool = False) -> Path:
     """The file of a shipped recipe, or of your own given by path (RecipeError if neither)."""
-    shipped = RECIPES / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
-    looks_like_path = name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name
+    if name in recipe_names():
+        return RECIPES / f"{name}.yaml"
+    looks_like_path = not shipped_only and (name.endswith((".yaml", ".yml")) or "/" in name)
     for path in (Path(name).expanduser(), resolve_path(name)) if looks_like_path else ():
         if path.is_file():
             return path
-    close = nearest(name, recipe_names())
-    hint = f"; did you mean '{close}'?" if close else "."
     raise RecipeError(
-        f"There is no recipe '{name}'{hint}",
+        f"There is no recipe '{name}'." + name_nearest(name, recipe_names()),
         f"Use one of {', '.join(recipe_names())}, or the path of your own YAML file.",
     )
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a table with the same key twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            found = f"the key '{sorted(twice)[0]}' stands twice in one table"
+            raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of a file, on top of those of the shipped recipe that it `extends`, if any."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = " ".join(str(error).split())
         what = f"{display_path(path)} is not valid YAML: {place}"
@@ -148,7 +174,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"{display_path(path)} holds no settings.", "Start from a copy of tiny-cpu.yaml."
         )
-    return {"name": path.stem} | values
+    base = values.pop("extends", None)
+    start = {} if base is None else _read_yaml(find_recipe(str(base), shipped_only=True))
+    _merge(start, [], {"name": path.stem} | values)
+    return start
 
 
 def _merge(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -165,9 +194,8 @@ def _merge(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _unknown_key(key: str) -> RecipeError:
-    close = nearest(key, field_names())
     return RecipeError(
-        f"Unknown recipe key '{key}'." + (f" Did you mean '{close}'?" if close else ""),
+        f"Unknown recipe key '{key}'." + name_nearest(key, list(field_types())),
         "Correct the key; `python -m hallulib recipe tiny-cpu` prints all of them.",
     )
 
@@ -179,7 +207,10 @@ def _explain(error: ValidationError) -> RecipeError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown_key(key)
+    message = first["msg"].lower()
+    if key == "name":
+        message = "a name is letters, digits and . + - or spaces, for it names a folder"
     return RecipeError(
-        f"Recipe key '{key}': {first['msg'].lower()}, got {first['input']!r}.",
+        f"Recipe key '{key}': {message}, got {first['input']!r}.",
         f"Give '{key}' a value of the right kind.",
     )

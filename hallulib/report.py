@@ -1,110 +1,75 @@
-"""What a run found, as tables for the terminal and as one self-contained report.html."""
+"""What runs found, as tables for the terminal and as one self-contained report.html."""
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import nbformat
+import pandas as pd
 
-from hallulib.errors import DataError
-from hallulib.files import display_path, write_text_atomic
-from hallulib.run import Run, compare_runs, read_manifest
+from hallulib.errors import DataError, MissingArtifact
+from hallulib.files import display_path, resolve_path, write_text_atomic
+from hallulib.run import MANIFEST, Run, read_manifest
 
-HEADLINE = ["system", "n", "hallucinated", "95 % interval", "omissions", "answered"]
-STAGE = ["stage", "finished", "device", "seed", "seconds", "key"]
-COST = ["notebook", "status", "minutes", "peak GiB"]
+HEADLINE = ["n", "hallucinated", "95 % interval", "omissions", "answered"]
+TEMPLATE = Path(__file__).with_name("run.html.j2")
 
 
-def read_headline(root: Path) -> list[dict[str, Any]]:
-    """One row per system from evaluation/summary.json, rates as shares; [] before notebook 06.
+def list_runs() -> list[Path]:
+    """Run folders (those with a manifest) directly below outputs/, by name."""
+    return sorted(path.parent for path in resolve_path("outputs").glob(f"*/{MANIFEST}"))
 
-    Each row: system, n, hallucination_rate, interval [low, high], omission_rate, answer_rate.
-    """
-    path = root / "evaluation" / "summary.json"
-    if not path.is_file():
-        return []
+
+def find_run(run: str | Path) -> Path:
+    """The folder of a run given as a path or as its name below outputs/."""
+    for folder in (resolve_path(run), resolve_path("outputs") / run):
+        if (folder / MANIFEST).is_file():
+            return folder
+    raise MissingArtifact(
+        f"There is no run '{run}'.", "`python -m hallulib runs` lists the runs that exist."
+    )
+
+
+def read_headline(root: Path) -> pd.DataFrame:
+    """A row of text per system, never a rate without n and interval; no rows before notebook 06."""
+    path, rows = root / "evaluation" / "summary.json", {}
     try:
-        systems = json.loads(path.read_text("utf-8"))["systems"]
-        wanted = ("n", "hallucination_rate", "interval", "omission_rate", "answer_rate")
-        return [{"system": n} | {key: s[key] for key in wanted} for n, s in systems.items()]
+        systems = json.loads(path.read_text("utf-8"))["systems"] if path.is_file() else {}
+        for name, system in systems.items():
+            shares = (system["hallucination_rate"], system["omission_rate"], system["answer_rate"])
+            rate, omissions, answered = map(_percent, shares)
+            interval = " - ".join(map(_percent, system["interval"]))
+            rows[name] = [str(system["n"]), rate, interval, omissions, answered]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{display_path(path)} cannot be read ({type(error).__name__}: {error}).",
             "Run notebook 06_evaluation again.",
         ) from None
+    return _make_table("system", rows, HEADLINE)
 
 
-def headline_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The headline as text cells: never a percentage without its n and interval."""
-    return [
-        [
-            row["system"],
-            str(row["n"]),
-            _percent(row["hallucination_rate"]),
-            " - ".join(_percent(bound) for bound in row["interval"]),
-            _percent(row["omission_rate"]),
-            _percent(row["answer_rate"]),
-        ]
-        for row in rows
-    ]
+def read_costs(root: Path) -> pd.DataFrame:
+    """Status, minutes and peak memory of each notebook, with their sum and maximum last."""
+    measures = ["status", "wall_seconds", "peak_memory_bytes"]
+    records = pd.DataFrame(read_manifest(root)["notebooks"], index=measures).T.astype(object)
+    seconds, peaks = records["wall_seconds"], records["peak_memory_bytes"]
+    records.loc["all"] = ["", seconds.sum(), peaks.max() if len(peaks) else 0]
+    costs = {
+        "status": records["status"],
+        "minutes": (records["wall_seconds"] / 60).map("{:.1f}".format),
+        "peak GiB": (records["peak_memory_bytes"] / 2**30).map("{:.2f}".format),
+    }
+    return pd.DataFrame(costs).rename_axis(columns="notebook")
 
 
-def headline_table(rows: list[dict[str, Any]]) -> str:
-    """The headline as aligned text."""
-    return format_table(HEADLINE, headline_cells(rows))
-
-
-def cost_cells(manifest: dict[str, Any]) -> list[list[str]]:
-    """Time and peak memory of each notebook as text cells, with their sum and maximum last."""
-    records = sorted(manifest["notebooks"].items())
-    rows = [
-        [
-            name,
-            record["status"],
-            f"{record['wall_seconds'] / 60:.1f}",
-            f"{record['peak_memory_bytes'] / 2**30:.2f}",
-        ]
-        for name, record in records
-    ]
-    minutes = sum(record["wall_seconds"] for _, record in records) / 60
-    peak = max((record["peak_memory_bytes"] for _, record in records), default=0) / 2**30
-    return [*rows, ["all", "", f"{minutes:.1f}", f"{peak:.2f}"]]
-
-
-def cost_table(manifest: dict[str, Any]) -> str:
-    """Time and peak memory of each notebook as aligned text."""
-    return format_table(COST, cost_cells(manifest))
-
-
-def compare_table(a: Path, b: Path) -> str:
+def compare_runs(a: Path, b: Path) -> pd.DataFrame:
     """Two runs side by side: where their recipes differ, what was measured, what it cost."""
-    left, right = (
-        {row[0]: row[2:] for row in headline_cells(read_headline(path))} for path in (a, b)
-    )
-    rows = [[key, *map(_plain, values)] for key, values in compare_runs(a, b).items()]
-    for system in [*left, *(name for name in right if name not in left)]:
-        for index, column in enumerate(HEADLINE[2:]):
-            pair = [side[system][index] if system in side else "-" for side in (left, right)]
-            rows.append([f"{system}: {column}", *pair])
-    for index, column in ((2, "minutes"), (3, "peak GiB")):
-        costs = [cost_cells(read_manifest(path))[-1][index] for path in (a, b)]
-        rows.append([f"all notebooks: {column}", *costs])
-    return format_table(["", a.name, b.name], rows)
-
-
-def format_table(header: list[str], rows: list[list[str]]) -> str:
-    """Aligned text: the first column to the left, the others to the right."""
-    table = [header, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-    lines = []
-    for row in table:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in lines)
+    table = pd.DataFrame([_flatten_run(a), _flatten_run(b)], index=[a.name, b.name]).T.fillna("-")
+    equal = table.iloc[:, 0].astype(str) == table.iloc[:, 1].astype(str)
+    return table[~(equal & table.index.str.startswith("recipe "))]
 
 
 def write_report(run: Run) -> Path:
@@ -112,98 +77,52 @@ def write_report(run: Run) -> Path:
 
     Everything is inside the one file, so that it can be mailed and opened offline.
     """
-    manifest = run.manifest
-    rows = read_headline(run.root)
-    recipe = manifest["recipe"]
-    parts = [
-        f"<h1>hallulib: {html.escape(recipe['name'])}</h1>",
-        f"<p>{html.escape(recipe['description'])} Run <code>{_code(run.root)}</code>.</p>",
-        "<h2>Result on held-out notes</h2>",
-        _html_table(HEADLINE, headline_cells(rows)) if rows else "<p>Not evaluated yet.</p>",
-        "<h2>Time and peak memory</h2>",
-        _html_table(COST, cost_cells(manifest)),
-        "<h2>Stages</h2>",
-        _html_table(STAGE, _stage_cells(manifest)),
-        "<h2>Figures</h2>",
-        *_figures(run.root / "notebooks"),
-        "<h2>Recipe</h2>",
-        f"<pre>{html.escape(json.dumps(recipe, indent=2, ensure_ascii=False))}</pre>",
-    ]
-    path = run.root / "report.html"
-    write_text_atomic(path, PAGE.format(title=html.escape(recipe["name"]), body="\n".join(parts)))
-    return path
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hallulib: {title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .2rem .8rem; border-bottom: 1px solid #ccc; text-align: right }}
-td:first-child, th:first-child {{ text-align: left }}
-img {{ max-width: 100% }} pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto }}
-</style></head><body>
-{body}
-</body></html>
-"""
-
-
-def _stage_cells(manifest: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            name,
-            record["finished_at"],
-            record["device"],
-            str(record["seed"]),
-            f"{record['wall_seconds']:.1f}",
-            record["key"][:12],
-        ]
+    manifest, headline = run.manifest, read_headline(run.root)
+    columns = ["finished_at", "device", "seed", "wall_seconds", "key"]
+    stages = {
+        name: [str(record.get(column, ""))[:40] for column in columns]
         for name, record in manifest["stages"].items()
-    ]
-
-
-def _figures(folder: Path) -> list[str]:
-    """Every PNG of the executed notebooks, under a link to its notebook."""
-    parts = []
-    for path in sorted(folder.glob("*.ipynb")):
-        images = [
-            output["data"]["image/png"]
-            for cell in nbformat.read(path, as_version=4).cells
-            for output in cell.get("outputs", [])
-            if "image/png" in output.get("data", {})
-        ]
-        link = f'<a href="notebooks/{html.escape(path.name)}">{html.escape(path.stem)}</a>'
-        parts.append(f"<h3>{link}</h3>")
-        parts += [
-            f'<p><img alt="{html.escape(path.stem)}, figure {number}" '
-            f'src="data:image/png;base64,{"".join(image.split())}"></p>'
-            for number, image in enumerate(images, start=1)
-        ]
-    return parts
-
-
-def _html_table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    }
+    template = jinja2.Template(TEMPLATE.read_text("utf-8"), autoescape=True)
+    page = template.render(
+        recipe=manifest["recipe"],
+        folder=display_path(run.root),
+        headline=None if headline.empty else headline.to_html(),
+        costs=read_costs(run.root).to_html(),
+        stages=_make_table("stage", stages, columns).to_html(),
+        figures={path.stem: _read_figures(path) for path in run.root.glob("notebooks/*.ipynb")},
+        settings=json.dumps(manifest["recipe"], indent=2, ensure_ascii=False),
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    write_text_atomic(run.root / "report.html", page)
+    return run.root / "report.html"
 
 
-def _code(path: Path) -> str:
-    return html.escape(display_path(path))
+def _make_table(corner: str, rows: dict[str, list[str]], columns: list[str]) -> pd.DataFrame:
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return table.rename_axis(columns=corner)
+
+
+def _flatten_run(root: Path) -> dict[str, Any]:
+    """All that two runs are compared by, one level deep."""
+    recipe = pd.json_normalize(read_manifest(root)["recipe"]).iloc[0]
+    measured = read_headline(root).drop(columns="n").stack()
+    costs = read_costs(root).loc["all", ["minutes", "peak GiB"]]
+    return (
+        {f"recipe {key}": value for key, value in recipe.items()}
+        | {f"{system}: {column}": value for (system, column), value in measured.items()}
+        | {f"all notebooks: {column}": value for column, value in costs.items()}
+    )
+
+
+def _read_figures(path: Path) -> list[str]:
+    """Every PNG of an executed notebook, in base64."""
+    return [
+        "".join(output["data"]["image/png"].split())
+        for cell in nbformat.read(path, as_version=4).cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def format_gib(size: int) -> str:
-    """Bytes as "1.23 GiB"."""
-    return f"{size / 2**30:.2f} GiB"
-
-
-def _plain(value: Any) -> str:
-    """A recipe value as text in one cell."""
-    text = "-" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

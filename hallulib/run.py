@@ -1,18 +1,23 @@
-"""A run: one folder under outputs/, where every artifact lives, and the chain of what made what."""
+"""A run: one folder under outputs/ with every artifact, and a manifest of what made what.
+
+`Run` keeps the manifest; `stage` is the contract that every stage function keeps.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hallulib.errors import (
-    HallulibError,
-    MissingArtifact,
-)
+from filelock import FileLock, Timeout
+
+from hallulib.errors import HallulibError, MissingArtifact, RecipeError
 from hallulib.files import (
     display_path,
     resolve_path,
@@ -22,23 +27,21 @@ from hallulib.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from hallulib.provenance import (
+from hallulib.meter import measure
+from hallulib.processes import is_main_process, speak_once, wait_for_all
+from hallulib.recipe import Recipe
+from hallulib.stages import (
     STAGES,
     StageSpec,
-    find_output,
     find_producer,
-    git_commit,
     hash_code,
     hash_external,
     library_versions,
 )
-from hallulib.recipe import Recipe
-
-__all__ = ["STAGES", "Run", "StageSpec", "compare_runs", "list_runs", "read_manifest"]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-PREVIOUS = "manifest.previous.json"
+Result = TypeVar("Result")
 
 
 class Run:
@@ -51,17 +54,19 @@ class Run:
     def open(cls, run_dir: str | Path, recipe: Recipe) -> Run:
         """Open (or start) a run; "" means outputs/<recipe name>, relative counts from the project.
 
-        Raises HallulibError for another recipe's folder, HallulibError, HallulibError.
+        Raises RecipeError for another recipe's folder, HallulibError where there can be no run.
         """
         run = cls(resolve_path(run_dir or f"outputs/{recipe.name}"))
+        if run.root.is_file():
+            raise RecipeError(
+                f"{display_path(run.root)} is a file.", "Give a folder as run_dir, or a new name."
+            )
         if not (run.root / MANIFEST).exists():
             empty = {"schema": SCHEMA, "recipe": recipe.to_dict(), "stages": {}, "notebooks": {}}
-            with storage_guard(run.root):
-                run.root.mkdir(parents=True, exist_ok=True)
             write_json_atomic(run.root / MANIFEST, empty)
         owner = run.manifest["recipe"].get("name")
         if owner != recipe.name:
-            raise HallulibError(
+            raise RecipeError(
                 f"{display_path(run.root)} belongs to recipe '{owner}', not to '{recipe.name}'.",
                 f"Choose another run_dir, or recipe '{owner}'.",
             )
@@ -79,40 +84,31 @@ class Run:
     def require(self, artifact: str) -> Path:
         """The path of a finished, unchanged artifact.
 
-        Raises MissingArtifact (no finished stage wrote it) or MissingArtifact (its content, or an
-        input of the stage that made it, has changed since); both name the notebook to run.
+        Raises MissingArtifact, which names the notebook to run: no finished stage wrote it, its
+        content has changed since, or an input of the stage that made it has.
         """
         manifest = self.manifest
-        producer, output = find_producer(artifact), find_output(artifact)
-        notebook = STAGES[producer].notebook
-        record = manifest["stages"].get(producer)
-        if record is None or not self.path(artifact).exists():
-            raise MissingArtifact(
-                f"{artifact} is not there yet (expected {display_path(self.path(artifact))}).",
-                f"Run notebook {notebook} first, with the same recipe and run_dir.",
-            )
+        producer, output = find_producer(artifact)
+        record, path = manifest["stages"].get(producer), self.path(artifact)
+        if record is None or not path.exists():
+            what = f"{artifact} is not there yet (expected {display_path(path)})."
+            raise _name_notebook(what, producer)
         if sha256_tree(self.path(output)) != record["outputs"].get(output):
-            raise MissingArtifact(
-                f"{display_path(self.path(output))} is not what stage '{producer}' wrote: "
-                "it was changed afterwards.",
-                f"Run notebook {notebook} again; it makes the artifact anew.",
-            )
+            what = f"{display_path(self.path(output))} was changed after its stage wrote it."
+            raise _name_notebook(what, producer)
         changed = _changed_input(manifest, producer)
         if changed:
-            stage, name = changed
-            raise MissingArtifact(
-                f"{artifact} rests on an older {name} than the run holds now.",
-                f"Run notebook {STAGES[stage].notebook} again, then those after it.",
-            )
-        return self.path(artifact)
+            what = f"{artifact} rests on an older {changed[1]} than the run holds now."
+            raise _name_notebook(what, changed[0])
+        return path
 
     def stage_key(self, stage: str, recipe: Recipe) -> str:
         """sha256 of all that decides a stage: inputs, recipe sections, seed, code, base model."""
         spec = STAGES[stage]
         parts = {
             "inputs": _recorded_inputs(self.manifest, spec),
-            "sections": recipe.section_hash(list(spec.sections)),
-            "code": hash_code(spec),
+            "sections": recipe.choose_sections(spec.sections),
+            "code": hash_code(spec.code),
             "external": hash_external(spec, recipe),
         }
         return sha256_text(json.dumps(parts, sort_keys=True))
@@ -123,73 +119,144 @@ class Run:
         record = manifest["stages"].get(stage)
         if record is None or record["key"] != self.stage_key(stage, recipe):
             return False
-        if _changed_input(manifest, stage):
-            return False
         outputs = [(self.path(name), sha) for name, sha in record["outputs"].items()]
-        return all(path.exists() and sha256_tree(path) == sha for path, sha in outputs)
+        return not _changed_input(manifest, stage) and all(
+            path.exists() and sha256_tree(path) == sha for path, sha in outputs
+        )
 
     def checkpoint_dir(self, stage: str, recipe: Recipe) -> Path:
         """Where a stage keeps checkpoints; one folder per key, so none is resumed wrongly."""
-        key = self.stage_key(stage, recipe)
-        return self._checkpoints(stage) / f"{stage}-{key[:12]}"
+        return self._checkpoints(stage) / f"{stage}-{self.stage_key(stage, recipe)[:12]}"
 
     def forget(self, stage: str) -> None:
         """Drop a stage's record and checkpoints; its outputs stay until it writes new ones."""
         self.update(lambda manifest: manifest["stages"].pop(stage, None))
-        with storage_guard(self.root):
-            for folder in self._checkpoints(stage).glob(f"{stage}-*"):
-                shutil.rmtree(folder)
+        for folder in self._checkpoints(stage).glob(f"{stage}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def record(
         self, stage: str, recipe: Recipe, measured: dict[str, Any], notes: dict[str, Any]
     ) -> None:
         """Write down a finished stage: last of all, so that a record means finished.
 
-        `measured` has wall_seconds, peak_memory_bytes, device, and optionally the `key` the stage
-        started with. Raises MissingArtifact if an output is not there.
+        `measured` holds time, memory, device, and the `key` that the stage started with. Raises
+        MissingArtifact if an output is not there.
         """
         spec = STAGES[stage]
-        for name in spec.outputs:
-            if not self.path(name).exists():
-                raise MissingArtifact(
-                    f"Stage '{stage}' ended without writing {display_path(self.path(name))}.",
-                    f"This is a fault of the stage; run notebook {spec.notebook} again to see it.",
-                )
+        for path in map(self.path, spec.outputs):
+            if not path.exists():
+                what = f"Stage '{stage}' ended without writing {display_path(path)}."
+                raise _name_notebook(what, stage)
+        sections = recipe.choose_sections(spec.sections)
         record = {
-            "key": measured.get("key") or self.stage_key(stage, recipe),
+            "key": self.stage_key(stage, recipe),
             "inputs": _recorded_inputs(self.manifest, spec),
             "outputs": {name: sha256_tree(self.path(name)) for name in spec.outputs},
-            "recipe_hash": recipe.section_hash(list(spec.sections)),
+            "recipe": sections,
             "versions": library_versions(),
-            "seed": recipe.seed,
-            "device": measured.get("device", ""),
-            "wall_seconds": round(measured.get("wall_seconds", 0.0), 3),
-            "peak_memory_bytes": measured.get("peak_memory_bytes", 0),
-            "rss_before_bytes": measured.get("rss_before_bytes", 0),
-            "memory": measured.get("memory", {}),
-            "git_commit": git_commit(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "notes": notes,
-        }
+        } | measured
 
         def add(manifest: dict[str, Any]) -> None:
             manifest["stages"][stage] = record
-            manifest["recipe"] = recipe.to_dict()
+            manifest["recipe"] |= sections  # what no stage has run with is not claimed
 
         self.update(add)
 
     def update(self, change: Callable[[dict[str, Any]], Any]) -> None:
-        """Apply `change` to the manifest as it is on disk now and write it atomically.
+        """Apply `change` to the manifest as it is on disk now and write it atomically."""
+        with self.lock():
+            manifest = self.manifest
+            change(manifest)
+            write_json_atomic(self.root / MANIFEST, manifest)
 
-        The one before is kept beside it as manifest.previous.json.
+    @contextmanager
+    def lock(self, work: str = "") -> Iterator[None]:
+        """Be the only process that writes this run; readers need no lock.
+
+        `work` is what others are told while it goes on. Raises HallulibError, with their work,
+        when another process writes. The system frees the lock of a process that dies.
         """
-        manifest = self.manifest
-        write_text_atomic(self.root / PREVIOUS, (self.root / MANIFEST).read_text("utf-8"))
-        change(manifest)
-        write_json_atomic(self.root / MANIFEST, manifest)
+        note = self.root / ".lock-holder"
+        lock = FileLock(self.root / ".lock", timeout=2, is_singleton=True, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = note.read_text("utf-8") if note.exists() else "another process"
+            raise HallulibError(
+                f"{display_path(self.root)} is being written by {holder}.",
+                "Wait until that has ended, or choose another run_dir.",
+            ) from None
+        try:
+            if work:
+                write_text_atomic(note, f"{work} (process {os.getpid()})")
+            yield
+        finally:
+            if work:
+                note.unlink(missing_ok=True)
+            lock.release()
 
     def _checkpoints(self, stage: str) -> Path:
         return self.root / STAGES[stage].outputs[0].split("/")[0] / "checkpoints"
+
+
+def stage(
+    name: str, load: Callable[[Run], Result], parallel: bool = False
+) -> Callable[..., Callable[..., Result]]:
+    """Make `body(recipe, run) -> Result` a stage.
+
+    If nothing that decides the stage has changed, the body is not run: `load(run)` reads its
+    result back. Otherwise every input is required (MissingArtifact), the body is measured, and its
+    outputs are recorded. Nothing is recorded when the body raises, so the next call starts it
+    again, from its checkpoints if it keeps any. Under `accelerate launch` every process runs a
+    `parallel` body, and the main one alone any other; only the main process records.
+    """
+
+    def decorate(body: Callable[[Recipe, Run], Result]) -> Callable[[Recipe, Run], Result]:
+        @functools.wraps(body)
+        def run_stage(recipe: Recipe, run: Run) -> Result:
+            with speak_once():
+                if run.is_current(name, recipe):
+                    outputs = ", ".join(STAGES[name].outputs)
+                    print(f"{name}: unchanged, reusing {outputs} in {display_path(run.root)}")
+                    wait_for_all()  # nobody may write before everybody has looked
+                    return load(run)
+                for artifact in STAGES[name].inputs:
+                    run.require(artifact)
+                key = run.stage_key(name, recipe)
+                wait_for_all()
+                result = None
+                if is_main_process():
+                    with run.lock(f"stage '{name}'"):
+                        result = _run_measured(name, body, recipe, run, key)
+                elif parallel:
+                    result = body(recipe, run)
+                wait_for_all()
+                return load(run) if result is None else result
+
+        return run_stage
+
+    return decorate
+
+
+def _run_measured(
+    name: str, body: Callable[[Recipe, Run], Result], recipe: Recipe, run: Run, key: str
+) -> Result:
+    with storage_guard(run.root):
+        with measure(name) as meter:
+            result = body(recipe, run)
+        measured = {
+            "key": key,
+            "seed": recipe.seed,
+            "device": meter.device,
+            "wall_seconds": round(meter.wall_seconds, 3),
+            "peak_memory_bytes": meter.peak_memory_bytes,
+            "peak_reserved_bytes": meter.peak_cuda_reserved_bytes,
+            "rss_before_bytes": meter.rss_before_bytes,
+        }
+        run.record(name, recipe, measured, dict(getattr(result, "notes", None) or {}))
+    return result
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -199,73 +266,41 @@ def read_manifest(root: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text("utf-8"))
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"schema {manifest['schema']!r}, this version reads {SCHEMA}")
-        for name in ("recipe", "stages", "notebooks"):
-            if not isinstance(manifest[name], dict):
-                raise ValueError(f"'{name}' is not a table")
+        if not all(isinstance(manifest[name], dict) for name in ("recipe", "stages", "notebooks")):
+            raise ValueError("one of its parts is not a table")
     except (ValueError, KeyError, TypeError) as error:
-        previous = root / PREVIOUS
-        restore = f"Put {display_path(previous)} in its place" if previous.exists() else ""
-        anew = "delete it: the stages then run again, no other file is touched"
         raise HallulibError(
             f"{display_path(path)} cannot be read ({type(error).__name__}: {error}).",
-            f"{restore}; or {anew}." if restore else f"{anew.capitalize()}.",
+            "Delete it: the stages then run again, no other file is touched.",
         ) from None
     return manifest
 
 
-def list_runs(outputs: str | Path = "outputs") -> list[Path]:
-    """Run folders (those with a manifest) directly below `outputs`, by name."""
-    return sorted(path.parent for path in resolve_path(outputs).glob(f"*/{MANIFEST}"))
-
-
-def compare_runs(a: str | Path, b: str | Path) -> dict[str, tuple[Any, Any]]:
-    """Recipe keys in which two runs differ: dotted key -> (value in a, value in b)."""
-    left, right = (_flatten(read_manifest(find_run(path))["recipe"]) for path in (a, b))
-    keys = list(left) + [key for key in right if key not in left]
-    return {k: (left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)}
-
-
-def find_run(run: str | Path) -> Path:
-    """The folder of a run given as a path or as its name below outputs/."""
-    for folder in (resolve_path(run), resolve_path("outputs") / run):
-        if (folder / MANIFEST).is_file():
-            return folder
-    raise MissingArtifact(
-        f"There is no run '{run}'.", "`python -m hallulib runs` lists the runs that exist."
-    )
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def _name_notebook(what: str, stage: str) -> MissingArtifact:
+    notebook = STAGES[stage].notebook
+    advice = f"Run notebook {notebook} with the same recipe and run_dir, then those after it."
+    return MissingArtifact(what, advice)
 
 
 def _recorded_inputs(manifest: dict[str, Any], spec: StageSpec) -> dict[str, str | None]:
     """The sha each input has in its producer's record; None where there is no record."""
-    return {name: _recorded_sha(manifest, name) for name in spec.inputs}
-
-
-def _recorded_sha(manifest: dict[str, Any], artifact: str) -> str | None:
-    record = manifest["stages"].get(find_producer(artifact), {})
-    return record.get("outputs", {}).get(artifact)
+    found = {}
+    for name in spec.inputs:
+        record = manifest["stages"].get(find_producer(name)[0], {})
+        found[name] = record.get("outputs", {}).get(name)
+    return found
 
 
 def _changed_input(manifest: dict[str, Any], stage: str) -> tuple[str, str] | None:
     """(first stage to run again, its input that changed), at or above `stage`; None if none."""
+    order, now = list(STAGES), _recorded_inputs(manifest, STAGES[stage])
     changed = []
     for name, sha in manifest["stages"][stage]["inputs"].items():
-        producer = find_producer(name)
+        producer = find_producer(name)[0]
         if producer not in manifest["stages"]:
             changed.append((producer, name))
             continue
         above = _changed_input(manifest, producer)
-        if above:
-            changed.append(above)
-        if _recorded_sha(manifest, name) != sha:
-            changed.append((stage, name))
-    return min(changed, key=lambda found: list(STAGES).index(found[0]), default=None)
+        changed += [above] if above else []
+        changed += [(stage, name)] if now[name] != sha else []
+    return min(changed, key=lambda found: order.index(found[0]), default=None)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hallulib.gallery import GALLERY, find_stale
 
 from hallulib.files import project_root
-from hallulib.gallery import GALLERY, find_stale
 from hallulib.notebook import check_parameters
 from hallulib.provenance import STAGES
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hallulib.recipe import Recipe
-from hallulib.run import STAGES, Run
+from hallulib.run import Run
+from hallulib.stages import STAGES
 
 
 def write_outputs(run: Run, stage: str, text: str = "x") -> None:

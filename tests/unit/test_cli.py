@@ -1,4 +1,4 @@
-"""The command line: thin, and every error of ours in plain words with status 1."""
+"""The command line: thin, and every error of ours in plain words with status 2."""
 
 import importlib
 import json
@@ -12,7 +12,8 @@ from run_factory import finish
 
 from hallulib import cli
 from hallulib.recipe import load_recipe
-from hallulib.run import STAGES, Run
+from hallulib.run import Run
+from hallulib.stages import STAGES
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +29,8 @@ def call(capsys, *arguments):
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
     """outputs/ and relative run folders are below tmp_path."""
-    monkeypatch.setattr("hallulib.run.resolve_path", lambda path: tmp_path / path)
+    for module in ("hallulib.run", "hallulib.report"):
+        monkeypatch.setattr(f"{module}.resolve_path", lambda path: tmp_path / path)
     return tmp_path / "outputs"
 
 
@@ -58,10 +60,10 @@ def test_a_recipe_is_printed_as_yaml_that_loads_to_the_same_recipe(capsys, tmp_p
     assert yaml.safe_load(out)["dpo"]["beta"] == 0.2
 
 
-def test_an_error_of_ours_is_printed_without_a_traceback_and_ends_with_status_1():
+def test_an_error_of_ours_is_printed_without_a_traceback_and_ends_with_status_2():
     command = [sys.executable, "-m", "hallulib", "course", "--set", "dpo.betta=1"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Did you mean 'dpo.beta'?\nNext: " in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -94,11 +96,19 @@ def test_ctrl_c_ends_with_130_and_a_plain_word(capsys, monkeypatch):
     assert "the same command continues" in err
 
 
-def test_every_stage_has_its_function():
-    assert list(cli.STAGE_FUNCTIONS) == list(STAGES)
-    for target in cli.STAGE_FUNCTIONS.values():
-        module, function = target.split(":")
-        assert callable(getattr(importlib.import_module(module), function)), target
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_its_function(stage):
+    module, function = STAGES[stage].door.split(":")
+    assert callable(getattr(importlib.import_module(f"hallulib.{module}"), function))
+
+
+def test_a_full_disk_is_printed_in_one_line_with_status_2(capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr("hallulib.course.run_course", full)
+    status, _, err = call(capsys, "course")
+    assert status == 2 and err == "\nError: [Errno 28] No space left on device: 'x'\n"
 
 
 def test_run_stage_calls_the_stages_function_with_recipe_and_run(capsys, monkeypatch, outputs):
@@ -128,7 +138,7 @@ def is_recorded(run):
 
 def test_an_unknown_stage_names_the_nearest(capsys):
     status, _, err = call(capsys, "run-stage", "evalution")
-    assert status == 1 and "Did you mean 'evaluation'?" in err
+    assert status == 2 and "Did you mean 'evaluation'?" in err
 
 
 def test_runs_are_listed_with_their_headline_and_a_damaged_one_does_not_hide_the_others(
@@ -138,15 +148,11 @@ def test_runs_are_listed_with_their_headline_and_a_damaged_one_does_not_hide_the
     make_run(outputs, "b")
     (make_run(outputs, "c", rate=0.5).root / "evaluation" / "summary.json").write_text("{")
     status, out, _ = call(capsys, "runs")
-    lines = {line.split()[0]: line for line in out.splitlines()}
+    found = {block.split("\n")[0]: block for block in out.strip().split("\n\n")}
     assert status == 0
-    assert "dpo" in lines["a"] and "3.0 %" in lines["a"] and "300" in lines["a"]
-    assert "not evaluated yet" in lines["b"]
-    assert "unreadable" in lines["c"]
-
-
-def test_without_runs_it_says_so(capsys, outputs):
-    assert call(capsys, "runs")[1] == "No runs yet.\n"
+    assert "dpo" in found["a"] and "3.0 %" in found["a"] and "300" in found["a"]
+    assert "not evaluated yet" in found["b"]
+    assert "unreadable" in found["c"]
 
 
 def test_two_runs_are_compared_side_by_side(capsys, outputs):
@@ -155,7 +161,7 @@ def test_two_runs_are_compared_side_by_side(capsys, outputs):
     status, out, _ = call(capsys, "compare", "a", "b")
     assert status == 0
     assert [line.split() for line in out.splitlines() if "dpo.beta" in line] == [
-        ["dpo.beta", str(load_recipe("tiny-cpu").dpo.beta), "0.2"]
+        ["recipe", "dpo.beta", str(load_recipe("tiny-cpu").dpo.beta), "0.2"]
     ]
     assert any("3.0 %" in line and "60.0 %" in line for line in out.splitlines())
     assert "dpo.sft_weight" not in out
@@ -164,7 +170,7 @@ def test_two_runs_are_compared_side_by_side(capsys, outputs):
 def test_comparing_a_run_that_is_not_there_says_how_to_find_one(capsys, outputs):
     make_run(outputs, "a")
     status, _, err = call(capsys, "compare", "a", "nothing")
-    assert status == 1 and "no run 'nothing'" in err
+    assert status == 2 and "no run 'nothing'" in err
 
 
 def test_a_run_of_another_recipe_is_refused_in_plain_words(capsys, outputs):
@@ -172,4 +178,4 @@ def test_a_run_of_another_recipe_is_refused_in_plain_words(capsys, outputs):
     status, _, err = call(
         capsys, "run-stage", "data", "--recipe", "qwen2.5-0.5b", "--run-dir", "outputs/a"
     )
-    assert status == 1 and "belongs to recipe 'tiny-cpu'" in err
+    assert status == 2 and "belongs to recipe 'tiny-cpu'" in err

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import nbformat
@@ -16,14 +17,10 @@ from notebook_factory import write_notebook
 from run_factory import finish
 from test_run import small_disk
 
-from hallulib.course import find_notebooks, run_course, select_notebooks
-from hallulib.errors import (
-    DataError,
-    HallulibError,
-    RecipeError,
-)
-from hallulib.gallery import find_stale, publish_gallery
-from hallulib.notebook import Progress, check_parameters, format_seconds
+from hallulib.course import find_notebooks, publish_gallery, run_course, select_notebooks
+from hallulib.errors import DataError, HallulibError, RecipeError
+from hallulib.files import sha256_file
+from hallulib.notebook import check_parameters
 from hallulib.recipe import load_recipe
 from hallulib.report import read_headline, write_report
 from hallulib.run import Run
@@ -51,7 +48,8 @@ if not run.is_current("data", effective):
 def call(folder, run_dir, **options):
     """One run_course on the small notebooks: (result, what it printed)."""
     stream = io.StringIO()
-    result = run_course("tiny-cpu", run_dir, notebooks=folder, stream=stream, **options)
+    with redirect_stdout(stream):
+        result = run_course("tiny-cpu", run_dir, notebooks=folder, **options)
     return result, stream.getvalue()
 
 
@@ -105,7 +103,7 @@ def test_time_and_peak_memory_of_each_notebook_are_recorded(finished):
 
 def test_the_end_prints_headline_costs_and_where_to_read_on(finished):
     _, result, printed, _ = finished
-    assert "sft     300        60.0 %  54.0 % - 65.0 %      1.0 %   100.0 %" in printed
+    assert re.search(r"sft +300 +60.0 % +54.0 % - 65.0 % +1.0 % +100.0 %", printed)
     assert "peak GiB" in printed and re.search(r"01_data_prep +done +0\.", printed)
     assert f"{result.run.root.name}/report.html" in printed
 
@@ -123,18 +121,14 @@ def test_nothing_is_run_again_when_nothing_has_changed(finished):
     assert printed.count("unchanged, skipped") == 2
 
 
-def test_the_gallery_takes_a_finished_run_and_knows_when_it_is_stale(tmp_path):
+def test_the_gallery_takes_a_finished_run_stamps_it_and_refuses_another_source(tmp_path):
     folder, run_dir, gallery = (tmp_path / name for name in ("notebooks", "run", "gallery"))
     source = write_notebook(folder, "01_one", "print('a')")
     call(folder, run_dir)
-    assert find_stale(folder, gallery) == ["01_one: missing"]
     copy = publish_gallery(run_dir, folder, gallery)[0]
-    assert find_stale(folder, gallery) == []
-    copy.write_text(copy.read_text().replace('"execution_count": 2', '"execution_count": 7'))
-    assert find_stale(folder, gallery) == ["01_one: cells did not run in order"]
-    publish_gallery(run_dir, folder, gallery)
+    stamp = nbformat.read(copy, as_version=4).metadata["hallulib"]
+    assert stamp["source_sha"] == sha256_file(source) and stamp["recipe"] == "tiny-cpu"
     write_notebook(folder, source.stem, "print('b')")
-    assert find_stale(folder, gallery) == ["01_one: made from another version of the source"]
     with pytest.raises(DataError, match="01_one"):
         publish_gallery(run_dir, folder, gallery)
 
@@ -184,15 +178,15 @@ def test_starting_later_mentions_the_stages_that_are_not_up_to_date(tmp_path):
 # --- failures ---
 
 
-def test_a_failing_cell_is_named_kept_and_continued(tmp_path):
+def test_a_failing_cell_is_named_printed_kept_and_continued(tmp_path, capsys):
     folder, run_dir = tmp_path / "notebooks", tmp_path / "run"
     write_notebook(folder, "01_data_prep", MAKE_DATA)
     write_notebook(folder, "02_two", "print('before')", "1 / 0", "print('after')")
     with pytest.raises(HallulibError) as caught:
-        call(folder, run_dir)
+        run_course("tiny-cpu", run_dir, notebooks=folder)
     assert "02_two stopped in cell 'step-2'" in caught.value.what
-    assert "ZeroDivisionError: division by zero" in caught.value.what
     assert "02_two.ipynb" in caught.value.next_step
+    assert "\nZeroDivisionError: division by zero\n" in capsys.readouterr().out
     kept = outputs_of(run_dir / "notebooks" / "02_two.ipynb")
     assert kept["step-1"] == "before\n" and kept["step-3"] == ""
 
@@ -202,20 +196,21 @@ def test_a_failing_cell_is_named_kept_and_continued(tmp_path):
     assert result.run.manifest["notebooks"]["02_two"]["status"] == "done"
 
 
-def test_our_own_error_in_a_cell_brings_its_next_step(tmp_path):
+def test_our_own_error_in_a_cell_is_printed_once_with_its_next_step(tmp_path, capsys):
     folder = tmp_path / "notebooks"
     raises = "from hallulib.errors import DataError; raise DataError('Too few rows.', 'Add some.')"
     write_notebook(folder, "01_one", raises)
     with pytest.raises(HallulibError) as caught:
-        call(folder, tmp_path / "run")
-    assert caught.value.what.endswith("DataError: Too few rows.")
-    assert caught.value.next_step.startswith("Add some.")
+        run_course("tiny-cpu", tmp_path / "run", notebooks=folder)
+    assert capsys.readouterr().out.endswith("\nDataError: Too few rows.\nNext: Add some.\n")
+    assert "Too few rows" not in str(caught.value)
 
 
-def test_a_kernel_that_dies_is_a_failure_that_speaks_of_memory(tmp_path):
+def test_a_kernel_that_dies_is_a_failure_that_speaks_of_memory(tmp_path, capsys):
     write_notebook(tmp_path / "notebooks", "01_one", "import os; os._exit(9)")
-    with pytest.raises(HallulibError, match="step-1(.|\n)*memory"):
-        call(tmp_path / "notebooks", tmp_path / "run")
+    with pytest.raises(HallulibError, match="step-1"):
+        run_course("tiny-cpu", tmp_path / "run", notebooks=tmp_path / "notebooks")
+    assert "memory" in capsys.readouterr().out
 
 
 def test_ctrl_c_stops_the_kernel_and_the_next_call_resumes(tmp_path):
@@ -254,7 +249,7 @@ def wait_for(condition, seconds=60):
 def test_a_disk_that_fills_up_during_a_notebook_is_named_as_such(tmp_path):
     write_notebook(tmp_path / "notebooks", "01_one", "print('x' * 400_000)")
     with small_disk(tmp_path / "disk", "rw") as disk:
-        with pytest.raises(HallulibError, match="full"):
+        with pytest.raises((HallulibError, OSError), match="full|space left"):
             call(tmp_path / "notebooks", disk / "run")
 
 
@@ -274,7 +269,7 @@ def test_a_wrong_recipe_key_is_refused_before_anything_runs(one):
 
 
 def test_a_folder_of_another_recipe_is_refused_before_anything_runs(one):
-    run_course("tiny-cpu", one[1], notebooks=write_done(one[0].parent / "other"), stream=sys.stderr)
+    run_course("tiny-cpu", one[1], notebooks=write_done(one[0].parent / "other"))
     with pytest.raises(HallulibError):
         run_course("qwen2.5-0.5b", one[1], notebooks=one[0])
 
@@ -321,7 +316,7 @@ def test_from_and_only_together_are_refused():
 
 # --- the parameter contract ---
 
-TYPES = 'steps = 3  # n\nrate = 0.1  # r\nflag = True  # f\nname = "a"  # t\narms = []\nextra = {}'
+TYPES = 'steps = 3  # n\nname = "a"  # t\nextra = {}\ntwice = 2 * 3  # n'
 
 
 @pytest.fixture
@@ -329,42 +324,16 @@ def typed(tmp_path):
     return write_notebook(tmp_path, "01_typed", "1", parameters=TYPES)
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "taken"),
-    [
-        ("steps", 7, 7),
-        ("steps", "7", 7),
-        ("rate", "5e-6", 5e-6),
-        ("rate", 2, 2),
-        ("flag", "false", False),
-        ("flag", "True", True),
-        ("name", "7", "7"),
-        ("arms", "[a, b]", ["a", "b"]),
-        ("extra", "{dpo.beta: 0.2}", {"dpo.beta": 0.2}),
-    ],
-)
-def test_text_becomes_the_type_of_the_declared_default(typed, name, given, taken):
-    checked = check_parameters(typed, {name: given})[name]
-    assert checked == taken and type(checked) is type(taken)
+def test_values_of_the_declared_types_are_taken(typed):
+    check_parameters(typed, {"steps": 7, "name": "7", "extra": {"dpo.beta": 0.2}})
 
 
 @pytest.mark.parametrize(
     ("name", "given"),
-    [
-        ("steps", "7.5"),
-        ("steps", 7.5),
-        ("steps", True),
-        ("rate", "fast"),
-        ("flag", "no"),
-        ("flag", 0),
-        ("name", 7),
-        ("arms", "a"),
-        ("extra", []),
-        ("extra", "{"),
-    ],
+    [("steps", "7"), ("steps", 7.5), ("steps", True), ("name", 7), ("extra", []), ("twice", 6)],
 )
-def test_a_value_of_another_type_is_refused_by_name(typed, name, given):
-    with pytest.raises(RecipeError, match=name):
+def test_a_value_of_another_type_or_a_default_that_is_no_literal_is_refused(typed, name, given):
+    with pytest.raises(RecipeError, match=f"declares '{name}'"):
         check_parameters(typed, {name: given})
 
 
@@ -373,65 +342,16 @@ def test_an_unknown_parameter_names_the_nearest(typed):
         check_parameters(typed, {"stepz": 1})
 
 
-def test_a_default_that_is_no_literal_is_refused(tmp_path):
-    path = write_notebook(tmp_path, "01_x", "1", parameters="steps = 2 * 3  # n")
-    with pytest.raises(RecipeError, match="not a literal"):
-        check_parameters(path, {"steps": 1})
+# --- what is shown ---
 
 
-# --- what is shown while it runs ---
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def show(expected, index, after, monkeypatch, cells=10):
-    """The progress line `after` seconds into a notebook, in the cell at `index`."""
-    now = 100.0
-    monkeypatch.setattr("hallulib.notebook.time.perf_counter", lambda: now)
-    progress = Progress(io.StringIO())
-    progress.start("[2/7] 02_sft", cells, expected)
-    progress.cell(index, "train")
-    now += after
-    line = progress.line()
-    progress.finish("done")
-    return line
-
-
-def test_the_line_names_notebook_cell_time_and_what_the_last_run_took(monkeypatch):
-    line = show(100.0, 4, 42, monkeypatch)
-    assert line == "[2/7] 02_sft: cell 5/10 train, 0:42, about 0:58 left"
-
-
-def test_without_an_earlier_run_the_cells_give_the_estimate(monkeypatch):
-    assert show(None, 5, 30, monkeypatch).endswith("0:30, about 0:30 left")
-    assert show(None, 1, 30, monkeypatch).endswith("train, 0:30")
-
-
-def test_a_notebook_that_takes_longer_than_last_time_says_so(monkeypatch):
-    assert show(20.0, 5, 30, monkeypatch).endswith("longer than last time")
-
-
-def test_a_terminal_gets_one_line_rewritten_and_a_log_gets_whole_lines():
-    for stream, rewrites in ((Terminal(), True), (io.StringIO(), False)):
-        progress = Progress(stream)
-        progress.start("x", 3, None)
-        progress.cell(0, "a-cell")
-        if rewrites:
-            wait_for(lambda shown=stream: "\r\033[Kx: cell 1/3 a-cell" in shown.getvalue())
-        progress.finish("done")
-        assert ("\r" in stream.getvalue()) is rewrites
-        assert stream.getvalue().endswith("x: done\n")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0:00"), (42.4, "0:42"), (725, "12:05"), (3725, "1:02:05"), (-1, "0:00")],
-)
-def test_seconds_read_like_a_clock(seconds, text):
-    assert format_seconds(seconds) == text
+def test_progress_names_notebook_cell_and_time_and_what_the_last_run_took(finished, capsys):
+    folder, result, printed, _ = finished
+    assert re.search(r"\[2/2\] 02_two: done in 00:0\d, peak 0\.\d\d GiB", printed)
+    run_course("tiny-cpu", result.run.root, notebooks=folder, only="1", force=True)
+    shown = capsys.readouterr()
+    assert re.search(r"\[1/2\] 01_data_prep: last time 00:0\d", shown.out)
+    assert re.search(r"\[1/2\] 01_data_prep: cell \d/4, 00:00", shown.err)
 
 
 def test_a_report_shows_what_is_in_the_manifest_as_text(tmp_path):
@@ -445,7 +365,7 @@ def test_a_report_shows_what_is_in_the_manifest_as_text(tmp_path):
 
 
 def test_a_damaged_summary_is_an_error_that_names_its_notebook(tmp_path):
-    assert read_headline(tmp_path) == []
+    assert read_headline(tmp_path).empty
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "summary.json").write_text('{"systems": {"sft": {}}}')
     with pytest.raises(DataError, match="06_evaluation"):

@@ -2,20 +2,20 @@
 
 import os
 import subprocess
+import sys
+import time
 from contextlib import contextmanager
 
 import pytest
 from run_factory import finish, write_outputs
 
 from hallulib import files
-from hallulib.errors import (
-    HallulibError,
-    MissingArtifact,
-)
+from hallulib.errors import HallulibError, MissingArtifact, RecipeError
 from hallulib.files import display_path, project_root, sha256_tree, storage_guard, write_text_atomic
-from hallulib.provenance import PACKAGE, find_code, find_producer
 from hallulib.recipe import load_recipe
-from hallulib.run import STAGES, Run, compare_runs, find_run, list_runs
+from hallulib.report import compare_runs, find_run, list_runs
+from hallulib.run import Run
+from hallulib.stages import PACKAGE, STAGES, find_producer
 
 pytestmark = pytest.mark.unit
 
@@ -41,7 +41,7 @@ def test_every_input_is_an_output_of_an_earlier_stage():
     order = list(STAGES)
     for stage, spec in STAGES.items():
         for artifact in spec.inputs:
-            assert order.index(find_producer(artifact)) < order.index(stage), (stage, artifact)
+            assert order.index(find_producer(artifact)[0]) < order.index(stage), (stage, artifact)
 
 
 def test_no_two_stages_write_the_same_artifact():
@@ -55,7 +55,7 @@ def test_every_stage_names_sections_of_a_recipe(recipe):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_code_a_stage_names_is_there(stage):
-    assert [name for name in STAGES[stage].code if not (PACKAGE / name).exists()] == []
+    assert [name for name in STAGES[stage].code if not any(PACKAGE.glob(name))] == []
 
 
 # --- opening ---
@@ -180,23 +180,11 @@ def test_a_changed_source_file_makes_a_stage_stale(run, recipe, tmp_path, monkey
     package = tmp_path / "package"
     package.mkdir()
     (package / "sft.py").write_text("a = 1")
-    monkeypatch.setattr("hallulib.provenance.PACKAGE", package)
+    monkeypatch.setattr("hallulib.stages.PACKAGE", package)
     finish(run, recipe, "data", "sft")
     assert run.is_current("sft", recipe)
     (package / "sft.py").write_text("a = 2")
     assert not run.is_current("sft", recipe)
-
-
-def test_what_a_stages_code_imports_counts_and_plumbing_does_not(tmp_path, monkeypatch):
-    package = tmp_path / "package"
-    (package / "deep").mkdir(parents=True)
-    (package / "sft.py").write_text("from hallulib import deep\nfrom hallulib.run import Run")
-    (package / "deep" / "__init__.py").write_text("def f():\n    import hallulib.inner")
-    for name in ("inner", "run", "other"):
-        (package / f"{name}.py").write_text("from hallulib import sft")
-    monkeypatch.setattr("hallulib.provenance.PACKAGE", package)
-    found = [path.relative_to(package).as_posix() for path in find_code(STAGES["sft"])]
-    assert found == ["deep/__init__.py", "inner.py", "sft.py"]
 
 
 def test_a_rebuilt_base_model_makes_the_stages_that_load_it_stale(run, tmp_path):
@@ -237,10 +225,7 @@ def test_forgetting_drops_record_and_checkpoints_and_keeps_the_outputs(run, reci
 def test_a_record_tells_what_made_the_stage(run, recipe):
     finish(run, recipe, "data", "sft")
     record = run.manifest["stages"]["sft"]
-    assert set(record) == {
-        "key", "inputs", "outputs", "recipe_hash", "versions", "seed", "device", "wall_seconds",
-        "peak_memory_bytes", "rss_before_bytes", "memory", "git_commit", "finished_at", "notes",
-    }  # fmt: skip
+    assert set(record) >= {"key", "inputs", "outputs", "recipe", "versions", "finished_at", "notes"}
     data = run.manifest["stages"]["data"]["outputs"]
     assert record["inputs"]["data/train.parquet"] == data["data/train.parquet"]
     assert record["outputs"]["sft/adapter"] == sha256_tree(run.path("sft/adapter"))
@@ -265,18 +250,50 @@ def test_no_path_of_the_machine_is_written_into_the_manifest(run, recipe):
 def test_a_corrupted_manifest_is_an_error_and_nothing_is_overwritten(run, recipe, damage):
     finish(run, recipe, "data")
     (run.root / "manifest.json").write_text(damage)
-    with pytest.raises(HallulibError) as caught:
+    with pytest.raises(HallulibError, match="manifest.json cannot be read"):
         Run.open(run.root, recipe)
-    assert "manifest.previous.json" in caught.value.next_step
     assert (run.root / "manifest.json").read_text() == damage
     assert run.path("data/train.parquet").exists()
 
 
-def test_the_advice_for_a_corrupted_manifest_works(run, recipe):
+def test_a_record_keeps_the_settings_its_stage_ran_with_and_the_run_claims_no_others(run, recipe):
     finish(run, recipe, "data", "sft")
-    (run.root / "manifest.json").write_text("{")
-    os.replace(run.root / "manifest.previous.json", run.root / "manifest.json")
-    assert Run.open(run.root, recipe).is_current("data", recipe)
+    other = change(sft__learning_rate=0.9, dpo__beta=0.7)
+    finish(run, other, "dpo")
+    stages = run.manifest["stages"]
+    assert stages["sft"]["recipe"]["sft"] == recipe.to_dict()["sft"]
+    assert stages["dpo"]["recipe"]["dpo"]["beta"] == run.manifest["recipe"]["dpo"]["beta"] == 0.7
+    assert run.manifest["recipe"]["sft"] == recipe.to_dict()["sft"]
+
+
+def test_a_second_writer_is_told_who_works_there_and_a_reader_is_not_hindered(run, recipe):
+    finish(run, recipe, "data")
+    hold = f"""
+import pathlib, time
+from hallulib.run import Run
+run = Run(pathlib.Path({str(run.root)!r}))
+with run.lock("stage 'dpo'"):
+    pathlib.Path(run.root, "held").touch()
+    time.sleep(60)"""
+    process = subprocess.Popen([sys.executable, "-c", hold])
+    try:
+        while not (run.root / "held").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        with pytest.raises(HallulibError, match=f"stage 'dpo' .process {process.pid}"):
+            run.forget("data")
+        assert run.require("data/train.parquet").is_file()
+    finally:
+        process.kill()
+        process.wait()
+    run.forget("data")  # a killed process holds nothing
+
+
+def test_a_run_dir_that_is_a_file_is_one_plain_error(tmp_path, recipe):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RecipeError, match="is a file"):
+        Run.open(tmp_path / "file", recipe)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_two_writers_do_not_lose_each_others_records(run, recipe):
@@ -289,18 +306,20 @@ def test_two_writers_do_not_lose_each_others_records(run, recipe):
 # --- lists and comparisons ---
 
 
-def test_runs_are_listed_by_name_and_other_folders_are_not_runs(tmp_path, recipe):
+def test_runs_are_listed_by_name_and_other_folders_are_not_runs(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr("hallulib.report.resolve_path", lambda path: tmp_path)
     for name in ("b", "a"):
         Run.open(tmp_path / name, recipe)
     (tmp_path / "gallery").mkdir()
-    assert [path.name for path in list_runs(tmp_path)] == ["a", "b"]
+    assert [path.name for path in list_runs()] == ["a", "b"]
 
 
 def test_comparing_names_the_keys_that_differ_and_their_values(tmp_path):
     Run.open(tmp_path / "a", change())
     Run.open(tmp_path / "b", change(dpo__beta=0.2, seed=3))
-    found = compare_runs(tmp_path / "a", tmp_path / "b")
-    assert found == {"seed": (0, 3), "dpo.beta": (change().dpo.beta, 0.2)}
+    found = compare_runs(tmp_path / "a", tmp_path / "b").filter(like="recipe", axis=0)
+    expected = {"recipe seed": (0, 3), "recipe dpo.beta": (change().dpo.beta, 0.2)}
+    assert dict(zip(found.index, found.itertuples(index=False, name=None), strict=True)) == expected
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):
@@ -325,6 +344,26 @@ def test_the_hash_of_a_folder_sees_names_and_contents_but_not_times(tmp_path):
     assert sha256_tree(tmp_path) == first
     os.rename(tmp_path / "b", tmp_path / "c")
     assert sha256_tree(tmp_path) != first
+
+
+def test_what_is_work_or_rubbish_is_no_content(tmp_path):
+    (tmp_path / "weights").write_text("1")
+    first = sha256_tree(tmp_path)
+    for name in (".DS_Store", ".weights.x1", "half.tmp", "checkpoints/a", ".cache/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("2")
+    assert sha256_tree(tmp_path) == first
+
+
+def test_a_large_file_with_the_same_size_and_time_is_seen_to_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 0)
+    path = tmp_path / "weights"
+    path.write_text("1")
+    first, times = sha256_tree(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    time.sleep(0.02)
+    path.write_text("2")
+    os.utime(path, ns=times)
+    assert sha256_tree(path) != first
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):

@@ -7,8 +7,7 @@ from run_factory import finish, write_outputs
 
 from hallulib.errors import HallulibError, MissingArtifact
 from hallulib.recipe import load_recipe
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 
 pytestmark = pytest.mark.unit
 
@@ -133,7 +132,7 @@ def test_the_key_is_that_of_the_start_so_that_code_edited_meanwhile_is_noticed(
     package = tmp_path / "package" / "data"
     package.mkdir(parents=True)
     (package / "prepare.py").write_text("a = 1")
-    monkeypatch.setattr("hallulib.provenance.PACKAGE", package.parent)
+    monkeypatch.setattr("hallulib.stages.PACKAGE", package.parent)
 
     @stage("data", load=lambda run: None)
     def body(recipe, run):
