@@ -252,8 +252,11 @@ def _run_measured(
             "device": meter.device,
             "wall_seconds": round(meter.wall_seconds, 3),
             "peak_memory_bytes": meter.peak_memory_bytes,
-            "peak_reserved_bytes": meter.peak_cuda_reserved_bytes,
             "rss_before_bytes": meter.rss_before_bytes,
+            "memory": {
+                "allocated": meter.peak_cuda_bytes or meter.peak_mps_bytes,
+                "reserved": meter.peak_cuda_reserved_bytes,
+            },
         }
         run.record(name, recipe, measured, dict(getattr(result, "notes", None) or {}))
     return result

@@ -107,7 +107,6 @@ STAGES: dict[str, StageSpec] = {
             "evaluation/evaluation.jsonl",
             "evaluation/summary.json",
             "evaluation/report.html",
-            "evaluation/report.md",
             "evaluation/model_card.md",
         ),
         sections=("model", "evaluation"),

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from hallulib.errors import DataError
-from hallulib.files import display_path, resolve_path, sha256_file, write_bytes_atomic
+from hallulib.files import display_path, replace_file, resolve_path, sha256_file
 
 _COMMIT = "3ff0801933608d6f570468c13125125fb5cabdea"
 _MTS = f"https://raw.githubusercontent.com/abachaa/MTS-Dialog/{_COMMIT}/"
@@ -62,7 +62,8 @@ def fetch_data(name: str, source: str = "") -> list[str]:
         found[folder / file] = data
         lines.append(f"{display_path(folder / file)}: written")
     for path, data in found.items():
-        write_bytes_atomic(path, data)
+        with replace_file(path) as temporary:
+            temporary.write_bytes(data)
     return lines
 
 

@@ -1,134 +1,288 @@
-"""The house: imports point one way, files stay small, pins are complete, no machine is named."""
+"""The house: it is small, imports point one way, what it needs is there once, pins are complete."""
 
 import ast
+import graphlib
+import json
 import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
+import yaml
+from house_reader import (
+    MODULES,
+    ROOT,
+    calls_in_loops,
+    find_closure,
+    find_file,
+    find_foreign_changes,
+    is_call,
+    name_of,
+    our_imports,
+    public_definitions,
+    room,
+    strings,
+    their_imports,
+    used_names,
+    walk,
+)
 from packaging.requirements import Requirement
 
-from hallulib.files import project_root
-from hallulib.provenance import PACKAGE
+from hallulib.stages import PACKAGE, STAGES, hash_code
 
 pytestmark = pytest.mark.static
 
-ROOT = project_root()
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
 # Lower numbers are lower floors. A module may import from its own floor or below, except that
-# two stages never import each other (memory stands above sft and dpo and may).
+# three stages never import each other.
 FLOORS = {
-    "errors": 0, "files": 0, "rates": 0, "__init__": 0, "clinic": 0,
-    "processes": 0,
-    "recipe_sections": 1, "recipe": 1,
-    "provenance": 2, "run": 2, "meter": 2, "tracker": 2,
-    "stage": 3, "models": 3, "adapters": 3, "scoring": 3, "detectors": 3, "generation": 3,
-    "plots": 3, "training": 3, "watch": 3, "metrics_log": 3, "tokens": 3,
-    "perturb": 3,
-    "data": 4, "sft": 4, "dpo": 4, "evaluation": 4, "assessment": 4,
-    "memory": 5, "lesson": 5,
-    "notebook": 6, "report": 6, "course": 6, "gallery": 6,
-    "cli": 7, "__main__": 8,
+    name: floor
+    for floor, names in enumerate([
+        "errors clinic __init__",
+        "files rates processes meter",
+        "recipe recipe_sections",
+        "run stages",
+        "plots models scoring generation training detectors",
+        "data",
+        "sft dpo evaluation",
+        "memory assessment lesson",
+        "course notebook report",
+        "cli __main__",
+    ])
+    for name in names.split()
 }  # fmt: skip
-STAGE_ROOMS = {"data", "sft", "dpo", "evaluation", "assessment"}
+APART = {"sft", "dpo", "evaluation"}
 # These import nothing of ours, so that they can be read and tested alone.
-ALONE = ["clinic", "rates.py", "dpo/losses.py"]
-# On the ground floor although they lie in a stage's folder: anyone may import them.
-GROUND = {"hallulib.dpo.losses"}
-# The row schema is every stage's; it stands beside the detectors, whose Source it fills.
-SHARED = {"hallulib.data.schema"}
+ALONE = ["errors.py", "rates.py", "dpo/losses.py", *sorted(PACKAGE.glob("clinic/*.py"))]
+# They carry a stage but move no number of it: an edit there makes no stage stale.
+PLUMBING = {
+    f"hallulib.{name}"
+    for name in "errors files meter plots processes recipe recipe_sections run stages".split()
+}
 # Installed because something starts or loads them, not because our code imports them.
 STARTED = {
-    "accelerate", "bitsandbytes", "filelock", "nbconvert", "ipykernel", "ipywidgets", "jupyterlab",
-    "tensorboard", "voila",
+    "accelerate", "bitsandbytes", "ipykernel", "ipywidgets", "jupyterlab", "tensorboard", "voila",
 }  # fmt: skip
 
-
-def name_of(path):
-    """hallulib.dpo.pairs for hallulib/dpo/pairs.py; hallulib.dpo for its __init__."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def room(module):
-    """The part of the house: "dpo" for hallulib.dpo.pairs."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
-
-
-def our_imports(path):
-    """Our modules that a file imports, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("hallulib")}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hallulib"):
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if find_file(whole) else node.module)
-    return found
-
-
-def find_file(module):
-    """The file of one of our modules, or None."""
-    base = ROOT.joinpath(*module.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
-
-
-def their_imports(path):
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module.split(".")[0])
-    return found - {"hallulib"} - set(sys.stdlib_module_names)
-
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Who may use the package: what only tests use is nobody's.
+USERS = [
+    *MODULES,
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted((ROOT / "data").rglob("*.py")),
+]
 
 each_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
+def count_lines(path):
+    return len(path.read_text("utf-8").splitlines())
+
+
+# --- small ---
+
+
+def test_the_package_is_at_most_9300_lines_in_80_files():
+    assert sum(map(count_lines, MODULES)) <= 9300
+    assert len(MODULES) <= 80
+
+
+def test_the_tests_are_at_most_7800_lines():
+    assert sum(map(count_lines, TESTS)) <= 7800
+
+
+@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=lambda path: path.name)
+def test_a_file_stays_below_300_lines(path):
+    assert count_lines(path) <= (500 if path in TESTS else 300)
+
+
+def test_no_room_has_more_than_ten_files():
+    rooms = {folder: len(list(folder.glob("*.py"))) for folder in {m.parent for m in MODULES}}
+    assert {f.name: n for f, n in rooms.items() if n > 10 and f != PACKAGE} == {}
+
+
+def test_the_assets_are_at_most_60_kb():
+    assets = [p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert sum(path.stat().st_size for path in assets) <= 60_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_imports_at_most_five_of_our_modules(path):
+    found = set()
+    for line in read_code(path).splitlines():
+        match = re.match(r"\s*(?:from (hallulib\S*) import (.*)|import (hallulib\S*))", line)
+        if match and match[1]:
+            names = [name.split()[0] for name in match[2].strip("() ").split(",") if name.strip()]
+            wholes = [f"{match[1]}.{name}" for name in names]
+            found |= {whole if find_file(whole) else match[1] for whole in wholes or [match[1]]}
+        elif match:
+            found.add(match[3])
+    assert len(found) <= 5, sorted(found)
+
+
+def read_code(path):
+    """The code cells of a notebook as one text."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return "\n".join("".join(c["source"]) + "\n" for c in cells if c["cell_type"] == "code")
+
+
+# --- one way ---
+
+
 @each_module
 def test_imports_point_down(path):
-    mine = "detectors" if name_of(path) in SHARED else room(name_of(path))
-    for module in our_imports(path) - GROUND - SHARED:
+    mine = room(name_of(path))
+    for module in our_imports(path):
         theirs = room(module)
         assert FLOORS[theirs] <= FLOORS[mine], f"{mine} must not import {module}"
-        if mine in STAGE_ROOMS and theirs in STAGE_ROOMS:
+        if {mine, theirs} <= APART:
             assert mine == theirs, f"stage {mine} must not reach into {module}"
 
 
-@pytest.mark.parametrize("name", ALONE)
+def test_no_import_goes_in_a_circle():
+    graph = {name_of(path): our_imports(path) for path in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize("name", ALONE, ids=lambda name: str(name).rpartition("hallulib/")[2])
 def test_it_imports_nothing_of_ours(name):
-    path = PACKAGE / name
-    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-        outside = {m for m in our_imports(file) if not name_of(file).startswith(f"{m}.")}
-        own = f"hallulib.{path.stem}" if path.is_dir() else "hallulib.nothing"
-        assert {m for m in outside if not m.startswith(own)} == set(), file.name
+    inside = "hallulib.clinic" if "clinic" in str(name) else "nothing"
+    assert {m for m in our_imports(PACKAGE / name) if not m.startswith(inside)} == set()
 
 
 @each_module
 def test_imports_are_absolute(path):
-    tree = ast.parse(path.read_text("utf-8"))
-    assert [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level] == []
+    assert [node.lineno for node in walk(path, ast.ImportFrom) if node.level] == []
 
 
-@pytest.mark.parametrize(
-    "path", [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda path: path.name
-)
-def test_a_file_stays_below_300_lines(path):
-    limit = 500 if "tests" in path.parts else 300
-    assert len(path.read_text("utf-8").splitlines()) <= limit
+@each_module
+def test_it_changes_nothing_that_lives_in_another_module(path):
+    assert find_foreign_changes(path) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_source_that_a_stage_runs_counts_for_its_key(stage):
+    """So that an edit which moves a number makes the stage stale."""
+    listed = {path for pattern in STAGES[stage].code for path in PACKAGE.glob(pattern)}
+    runs = find_closure(path for path in listed if path.suffix == ".py")
+    runs = {path for path in runs - listed if name_of(path) not in PLUMBING}
+    # The door of a room hands on names; what is behind them is imported by its own name too.
+    assert [name_of(path) for path in sorted(runs) if path.name != "__init__.py"] == []
+    module = STAGES[stage].door.split(":")[0]
+    assert listed & {*PACKAGE.glob(f"{module}.py"), *PACKAGE.glob(f"{module}/*.py")}
+    assert hash_code(STAGES[stage].code)
 
 
 def test_importing_the_package_loads_no_torch():
     code = "import sys, hallulib, hallulib.recipe, hallulib.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- once ---
+
+
+def test_no_public_name_is_used_by_tests_alone():
+    texts = [ROOT / "Makefile", ROOT / "pyproject.toml", *NOTEBOOKS]
+    used = {word for path in texts for word in re.findall(r"\w+", path.read_text("utf-8"))}
+    used = used.union(*map(used_names, USERS))
+    unused = [
+        f"{name_of(path)}.{node.name}"
+        for path in MODULES
+        for node in public_definitions(path)
+        if node.name not in used
+    ]
+    assert unused == []
+
+
+def has_sentence_ends(path):
+    """A pattern that knows where a sentence ends."""
+    return any(
+        re.search(r"\[\^?[!?;]*\.[!?]|\[\^?[!?]+\.|\\\.\(\?=\\s", text) for text in strings(path)
+    )
+
+
+def reads_json_lines(path):
+    return bool(calls_in_loops(path, "json", "loads"))
+
+
+def writes_json_lines(path):
+    """json.dumps(row) + "\\n", unless it is one indented text."""
+    sums = [node for node in walk(path, ast.BinOp) if isinstance(node.op, ast.Add)]
+    ends = [n.left for n in sums if isinstance(n.right, ast.Constant) and n.right.value == "\n"]
+    rows = [node for node in ends if is_call(node, "json", "dumps")]
+    return any(all(k.arg != "indent" for k in row.keywords) for row in rows)
+
+
+def writes_atomically(path):
+    """os.replace, or a path's own replace: a method `replace` with one argument."""
+    calls = [n for n in walk(path, ast.Call) if isinstance(n.func, ast.Attribute)]
+    moves = [n for n in calls if n.func.attr == "replace" and len(n.args) == 1 and not n.keywords]
+    return bool(moves) or any(
+        is_call(n, "os", "replace") or is_call(n, "os", "rename") for n in calls
+    )
+
+
+def makes_tables(path):
+    """Cells in HTML or in Markdown, or columns padded by hand."""
+    return any(re.search(r"<td|<tr|\|-{3}|\| ?-{3}", text) for text in strings(path))
+
+
+def has_an_interval(path):
+    """A class of a number with its interval."""
+    fields = [{n.target.id for n in c.body if isinstance(n, ast.AnnAssign)} for c in classes(path)]
+    return any({"low", "high"} <= names for names in fields)
+
+
+def classes(path):
+    return walk(path, ast.ClassDef)
+
+
+def lists_reference_strategies(path):
+    """A table at the top of a module, or a class, of the ways to keep the reference model."""
+    named = [node.name for node in classes(path)]
+    for node in parse_top(path, ast.Assign, ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        named += [target.id for target in targets if isinstance(target, ast.Name)]
+    return any(re.search("strateg", name, re.IGNORECASE) for name in named)
+
+
+def parse_top(path, *kinds):
+    return [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, kinds)]
+
+
+@pytest.mark.parametrize(
+    ("finds", "where"),
+    [
+        (has_sentence_ends, ["hallulib.clinic.facts", "hallulib.detectors.tokens"]),
+        (reads_json_lines, ["hallulib.files"]),
+        (writes_json_lines, ["hallulib.files"]),
+        (writes_atomically, ["hallulib.files"]),
+        (makes_tables, []),  # pandas and the templates make them
+        (has_an_interval, ["hallulib.rates"]),
+        (lists_reference_strategies, ["hallulib.memory.passes"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_it_stands_once_in_the_house(finds, where):
+    """The clinic, which imports nothing of ours, knows where its own sentences end."""
+    assert [name_of(path) for path in MODULES if finds(path)] == where
+
+
+def test_the_drugs_stand_in_one_list():
+    """The clinic's world takes its own few; a list is where half of the known names stand."""
+    words = yaml.safe_load((PACKAGE / "detectors" / "words.yaml").read_text("utf-8"))
+    drugs = re.findall(r"\w{5,}", words["entities"]["drug"])
+    lists = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.suffix in (".py", ".yaml", ".json")
+        and sum(drug in path.read_text("utf-8").lower() for drug in drugs) > len(drugs) / 2
+    ]
+    assert lists == ["detectors/words.yaml"]
+
+
+# --- pinned, shipped, nameless ---
 
 
 def read_pins(name):
@@ -143,19 +297,22 @@ def test_every_requirement_is_pinned_exactly():
 
 
 def test_what_the_package_imports_is_pinned_and_what_is_pinned_is_used():
-    import_names = {"jinja2": "jinja2", "pyyaml": "yaml", "scikit-learn": "sklearn", "pyzmq": "zmq"}
+    import_names = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pyzmq": "zmq", "jinja2": "jinja2"}
     pinned = {requirement.name for requirement in read_pins("requirements.txt")}
     pinned_imports = {import_names.get(name.lower(), name.replace("-", "_")) for name in pinned}
-    imported = set().union(*(their_imports(path) for path in MODULES))
+    imported = set().union(*map(their_imports, USERS[: len(MODULES)])) - sys.stdlib_module_names
     assert imported - pinned_imports == set()
-    in_notebooks = "\n".join(p.read_text("utf-8") for p in (ROOT / "notebooks").glob("*.ipynb"))
+    in_notebooks = "\n".join(map(read_code, NOTEBOOKS))
     unused = {name for name in pinned_imports - imported - STARTED if name not in in_notebooks}
     assert unused == set()
 
 
-def test_the_recipes_are_shipped_with_the_package():
+def test_every_asset_is_shipped_with_the_package():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "recipes/*.yaml" in settings["tool"]["setuptools"]["package-data"]["hallulib"]
+    patterns = settings["tool"]["setuptools"]["package-data"]["hallulib"]
+    shipped = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    assets = {p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert {path.relative_to(PACKAGE).as_posix() for path in assets - shipped} == set()
 
 
 def test_the_continuous_integration_runs_make_test():

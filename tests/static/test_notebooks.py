@@ -3,15 +3,14 @@
 import ast
 import itertools
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
-from hallulib.gallery import GALLERY, find_stale
 
-from hallulib.files import project_root
+from hallulib.course import GALLERY
+from hallulib.files import project_root, sha256_file
 from hallulib.notebook import check_parameters
-from hallulib.provenance import STAGES
+from hallulib.stages import STAGES
 
 pytestmark = pytest.mark.static
 
@@ -113,7 +112,7 @@ def test_its_parameters_are_literals_with_a_trailing_comment(path):
 
 @each_notebook
 def test_the_shared_parameters_are_declared_as_papermill_sees_them(path):
-    assert check_parameters(path, SHARED) == SHARED
+    check_parameters(path, SHARED)
     defaults = {
         statement.targets[0].id: ast.literal_eval(statement.value)
         for statement in ast.parse(parameters_cell(path).source).body
@@ -167,8 +166,15 @@ def test_it_says_nothing_of_tests(path):
     assert not re.search(r"\b(IS_TEST|TESTING|PYTEST|if test\b|if CI\b)", code, re.IGNORECASE)
 
 
-def test_the_gallery_shows_the_present_sources_run_in_order():
-    assert find_stale() == []
-    copies = sorted((ROOT / GALLERY).glob("*.ipynb"))
-    assert [path.name for path in copies] == [path.name for path in NOTEBOOKS]
-    assert [p.name for p in copies if HOME_PATH.search(Path(p).read_text("utf-8"))] == []
+@each_notebook
+def test_the_gallery_shows_the_present_source_run_in_order(path):
+    copy = ROOT / GALLERY / path.name
+    shown = read(copy)
+    assert shown.metadata["hallulib"]["source_sha"] == sha256_file(path)
+    counts = [cell.execution_count for cell in code_cells(copy) if cell.source]
+    assert counts == list(range(1, len(counts) + 1))
+    assert HOME_PATH.search(copy.read_text("utf-8")) is None
+
+
+def test_the_gallery_holds_no_other_notebook():
+    assert [p.name for p in sorted((ROOT / GALLERY).glob("*.ipynb"))] == [p.name for p in NOTEBOOKS]
