@@ -29,7 +29,7 @@ from hallulib.notebook import check_parameters, execute
 from hallulib.recipe import Recipe, find_recipe, load_recipe, recipe_names
 from hallulib.report import read_costs, read_headline, write_report
 from hallulib.run import Run, read_manifest
-from hallulib.stages import STAGES, hash_code
+from hallulib.stages import STAGES, find_code, hash_code
 
 GALLERY = "outputs/gallery"
 
@@ -129,7 +129,7 @@ def describe_state(run: Run, source: Path, parameters: dict[str, Any]) -> dict[s
     results = {name: records[name]["outputs"] for name in shown}
     return {
         "source_sha": sha256_file(source),
-        "package_sha": hash_code(["**/*"]),
+        "package_sha": hash_code(find_code(["**/*"])),
         "results_sha": sha256_text(json.dumps(results, sort_keys=True)),
         "parameters": parameters,
     }

@@ -20,12 +20,13 @@ from hallulib.run import Run
 
 def show_settings(config: Recipe, *sections: str) -> pd.DataFrame:
     """A table of the effective settings of some recipe sections, with what each one means."""
-    rows = []
+    rows = {}
     for section in sections:
         values = getattr(config, section)
         for name, info in type(values).model_fields.items():
-            rows.append((f"{section}.{name}", repr(getattr(values, name)), info.description))
-    return pd.DataFrame(rows, columns=["setting", "value", "meaning"]).set_index("setting")
+            rows[f"{section}.{name}"] = [repr(getattr(values, name)), info.description]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "meaning"])
+    return table.rename_axis("setting")
 
 
 def print_passed(what: str) -> None:

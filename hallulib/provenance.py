@@ -7,4 +7,4 @@ from hallulib.stages import library_versions as library_versions
 
 
 def hash_code(spec: stages.StageSpec) -> str:
-    return stages.hash_code(spec.code)
+    return stages.hash_code(stages.find_code(spec.code))

@@ -77,8 +77,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
             f"overrides must be a dict, got {overrides!r}.",
             "Write {'dpo.beta': 0.2}; with papermill: -y 'overrides: {dpo.beta: 0.2}'.",
         )
-    for key, value in overrides.items():
-        _merge(values, key.split("."), value)
+    _merge(values, [], overrides)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -207,10 +206,7 @@ def _explain(error: ValidationError) -> RecipeError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown_key(key)
-    message = first["msg"].lower()
-    if key == "name":
-        message = "a name is letters, digits and . + - or spaces, for it names a folder"
     return RecipeError(
-        f"Recipe key '{key}': {message}, got {first['input']!r}.",
+        f"Recipe key '{key}': {first['msg'].lower()}, got {first['input']!r}.",
         f"Give '{key}' a value of the right kind.",
     )

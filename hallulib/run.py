@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -30,18 +30,10 @@ from hallulib.files import (
 from hallulib.meter import measure
 from hallulib.processes import is_main_process, speak_once, wait_for_all
 from hallulib.recipe import Recipe
-from hallulib.stages import (
-    STAGES,
-    StageSpec,
-    find_producer,
-    hash_code,
-    hash_external,
-    library_versions,
-)
+from hallulib.stages import STAGES, find_producer, library_versions, list_causes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-Result = TypeVar("Result")
 
 
 class Run:
@@ -104,14 +96,8 @@ class Run:
 
     def stage_key(self, stage: str, recipe: Recipe) -> str:
         """sha256 of all that decides a stage: inputs, recipe sections, seed, code, base model."""
-        spec = STAGES[stage]
-        parts = {
-            "inputs": _recorded_inputs(self.manifest, spec),
-            "sections": recipe.choose_sections(spec.sections),
-            "code": hash_code(spec.code),
-            "external": hash_external(spec, recipe),
-        }
-        return sha256_text(json.dumps(parts, sort_keys=True))
+        causes = list_causes(stage, recipe) | {"inputs": _recorded_inputs(self.manifest, stage)}
+        return sha256_text(json.dumps(causes, sort_keys=True))
 
     def is_current(self, stage: str, recipe: Recipe) -> bool:
         """Whether the stage is finished and neither its outputs nor what decides it has changed."""
@@ -150,7 +136,7 @@ class Run:
         sections = recipe.choose_sections(spec.sections)
         record = {
             "key": self.stage_key(stage, recipe),
-            "inputs": _recorded_inputs(self.manifest, spec),
+            "inputs": _recorded_inputs(self.manifest, stage),
             "outputs": {name: sha256_tree(self.path(name)) for name in spec.outputs},
             "recipe": sections,
             "versions": library_versions(),
@@ -201,10 +187,13 @@ class Run:
         return self.root / STAGES[stage].outputs[0].split("/")[0] / "checkpoints"
 
 
+StageFunction = Callable[[Recipe, Run], Any]
+
+
 def stage(
-    name: str, load: Callable[[Run], Result], parallel: bool = False
-) -> Callable[..., Callable[..., Result]]:
-    """Make `body(recipe, run) -> Result` a stage.
+    name: str, load: Callable[[Run], Any], parallel: bool = False
+) -> Callable[[StageFunction], StageFunction]:
+    """Make `body(recipe, run) -> result` a stage.
 
     If nothing that decides the stage has changed, the body is not run: `load(run)` reads its
     result back. Otherwise every input is required (MissingArtifact), the body is measured, and its
@@ -213,9 +202,9 @@ def stage(
     `parallel` body, and the main one alone any other; only the main process records.
     """
 
-    def decorate(body: Callable[[Recipe, Run], Result]) -> Callable[[Recipe, Run], Result]:
+    def decorate(body: StageFunction) -> StageFunction:
         @functools.wraps(body)
-        def run_stage(recipe: Recipe, run: Run) -> Result:
+        def run_stage(recipe: Recipe, run: Run) -> Any:
             with speak_once():
                 if run.is_current(name, recipe):
                     outputs = ", ".join(STAGES[name].outputs)
@@ -240,9 +229,7 @@ def stage(
     return decorate
 
 
-def _run_measured(
-    name: str, body: Callable[[Recipe, Run], Result], recipe: Recipe, run: Run, key: str
-) -> Result:
+def _run_measured(name: str, body: StageFunction, recipe: Recipe, run: Run, key: str) -> Any:
     with storage_guard(run.root):
         with measure(name) as meter:
             result = body(recipe, run)
@@ -285,10 +272,10 @@ def _name_notebook(what: str, stage: str) -> MissingArtifact:
     return MissingArtifact(what, advice)
 
 
-def _recorded_inputs(manifest: dict[str, Any], spec: StageSpec) -> dict[str, str | None]:
+def _recorded_inputs(manifest: dict[str, Any], stage: str) -> dict[str, str | None]:
     """The sha each input has in its producer's record; None where there is no record."""
     found = {}
-    for name in spec.inputs:
+    for name in STAGES[stage].inputs:
         record = manifest["stages"].get(find_producer(name)[0], {})
         found[name] = record.get("outputs", {}).get(name)
     return found
@@ -296,7 +283,7 @@ def _recorded_inputs(manifest: dict[str, Any], spec: StageSpec) -> dict[str, str
 
 def _changed_input(manifest: dict[str, Any], stage: str) -> tuple[str, str] | None:
     """(first stage to run again, its input that changed), at or above `stage`; None if none."""
-    order, now = list(STAGES), _recorded_inputs(manifest, STAGES[stage])
+    order, now = list(STAGES), _recorded_inputs(manifest, stage)
     changed = []
     for name, sha in manifest["stages"][stage]["inputs"].items():
         producer = find_producer(name)[0]

@@ -39,6 +39,19 @@ def test_the_default_recipe_states_every_value_of_its_learning_stages():
     assert {"beta", "sft_weight", "learning_rate", "batch_size", "max_steps"} <= set(stated["dpo"])
 
 
+def test_the_defaults_are_what_the_course_runs_but_for_the_machine():
+    """A reader of recipe_sections.py reads the numbers of the default run."""
+    tiny, default = load_recipe("tiny-cpu").to_dict(), Recipe(name="x").to_dict()
+    differ = {
+        f"{section}.{key}"
+        for section, values in tiny.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if default[section][key] != value
+    }
+    assert differ == {"model.device", "pairs.batch_size"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "named", "suggested"),
     [

@@ -15,7 +15,7 @@ from hallulib.files import display_path, project_root, sha256_tree, storage_guar
 from hallulib.recipe import load_recipe
 from hallulib.report import compare_runs, find_run, list_runs
 from hallulib.run import Run
-from hallulib.stages import PACKAGE, STAGES, find_producer
+from hallulib.stages import STAGES, find_code, find_producer
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +55,7 @@ def test_every_stage_names_sections_of_a_recipe(recipe):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_code_a_stage_names_is_there(stage):
-    assert [name for name in STAGES[stage].code if not any(PACKAGE.glob(name))] == []
+    assert [name for name in STAGES[stage].code if not find_code([name])] == []
 
 
 # --- opening ---
