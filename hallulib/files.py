@@ -53,20 +53,15 @@ def display_path(path: str | Path) -> str:
 def sha256_file(path: str | Path) -> str:
     """Hex sha256 of one file's contents; a large file is read once while nothing touches it."""
     stat = os.stat(path)
-    if stat.st_size < LARGE:
-        return _hash_file(str(path))
     stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    return _hash_large_file(str(path), stamp)
-
-
-def _hash_file(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    hash_once = _hash_file if stat.st_size >= LARGE else _hash_file.__wrapped__
+    return hash_once(str(path), stamp)
 
 
 @cache
-def _hash_large_file(path: str, stamp: tuple[int, ...]) -> str:
-    return _hash_file(path)
+def _hash_file(path: str, stamp: tuple[int, ...]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_tree(path: str | Path) -> str:
@@ -170,7 +165,6 @@ def append_lines(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
 _CAUSES = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than this system allows",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "there is no permission for it",
     errno.EPERM: "there is no permission for it",
@@ -189,10 +183,8 @@ def storage_guard(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except HallulibError:
-        raise
     except Exception as error:
-        cause = _storage_cause(error)
+        cause = None if isinstance(error, HallulibError) else _storage_cause(error)
         if cause is None:
             raise
         raise HallulibError(
@@ -205,10 +197,8 @@ def storage_guard(path: str | Path) -> Iterator[None]:
 def _storage_cause(error: BaseException | None) -> str | None:
     """What is wrong with the disk, looking through chained exceptions; None if nothing is."""
     while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
         match = _RUST_OS_ERROR.search(str(error))
-        if number is None and match:
-            number = int(match.group(1))
+        number = int(match.group(1)) if match else getattr(error, "errno", None)
         if number in _CAUSES:
             return _CAUSES[number]
         if isinstance(error, RuntimeError) and _TORCH_WRITE_ERROR in str(error):

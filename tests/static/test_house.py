@@ -42,7 +42,7 @@ FLOORS = {
         "files rates processes meter",
         "recipe recipe_sections",
         "run stages",
-        "plots models scoring generation training detectors",
+        "plots models scoring generation training checkpoints detectors",
         "data",
         "sft dpo evaluation",
         "memory assessment lesson",
