@@ -124,7 +124,10 @@ def runs() -> None:
     """List the runs in outputs/ with their headline."""
     from hallulib.report import list_runs, read_headline
 
-    for folder in list_runs():
+    folders = list_runs()
+    if not folders:
+        typer.echo("No runs yet.")
+    for folder in folders:
         try:
             headline = read_headline(folder)
             found = "not evaluated yet" if headline.empty else headline.to_string()

@@ -155,6 +155,10 @@ def test_runs_are_listed_with_their_headline_and_a_damaged_one_does_not_hide_the
     assert "unreadable" in found["c"]
 
 
+def test_without_runs_it_says_so(capsys, outputs):
+    assert call(capsys, "runs")[1] == "No runs yet.\n"
+
+
 def test_two_runs_are_compared_side_by_side(capsys, outputs):
     make_run(outputs, "a", rate=0.03)
     make_run(outputs, "b", rate=0.60, **{"dpo.beta": 0.2})

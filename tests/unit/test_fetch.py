@@ -61,7 +61,7 @@ def test_without_a_network_one_plain_error_names_the_other_way(external, monkeyp
     with pytest.raises(SystemExit) as ended:
         cli.main(["fetch", "tiny"])
     error = capsys.readouterr().err
-    assert ended.value.code == 1 and "Traceback" not in error
+    assert ended.value.code == 2 and "Traceback" not in error
     assert "notes.csv cannot be fetched" in error and "--from FOLDER" in error
     assert not external.exists()
 
