@@ -106,12 +106,12 @@ def _time_calls(function: Callable, seconds: list[float]) -> Callable:
 
 def run_ours(folder: Path, steps: int, shared: bool) -> dict:
     """Our reference pass and trainer, without evaluation and guardrail, as TRL has none here."""
-    from hallulib.adapters import attach_adapter
-    from hallulib.dpo.logprobs import choose_layout
-    from hallulib.dpo.reference_cache import ReferenceCache
     from hallulib.dpo.step import Arm
     from hallulib.dpo.trainer import SequentialDPOTrainer
-    from hallulib.models import load_base_model, load_tokenizer
+
+    from hallulib.dpo.logprobs import choose_layout
+    from hallulib.dpo.reference import ReferenceCache
+    from hallulib.models import attach_adapter, load_base_model, load_tokenizer
     from hallulib.recipe import load_recipe
 
     recipe = load_recipe("tiny-cpu", {

@@ -79,7 +79,7 @@ STAGES: dict[str, StageSpec] = {
         inputs=(*_PAIRS, "sft/adapter"),
         outputs=("reference",),
         sections=("model", "reference"),
-        code=("dpo/reference_cache.py",),
+        code=("dpo/reference.py",),
     ),
     "dpo": StageSpec(
         "05_sequential_dpo",
@@ -93,7 +93,7 @@ STAGES: dict[str, StageSpec] = {
         inputs=_DPO,
         outputs=("dpo/arms",),
         sections=("model", "dpo"),
-        code=("dpo/arms.py",),
+        code=("dpo/train.py",),
     ),
     "evaluation": StageSpec(
         "06_evaluation",

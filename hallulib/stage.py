@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hallulib.files import display_path, storage_guard
-from hallulib.meter import measure, take_comparison
+from hallulib.meter import measure
 from hallulib.processes import is_main_process, speak_once, wait_for_all
 from hallulib.recipe import Recipe
 from hallulib.run import STAGES, Run
@@ -65,7 +65,10 @@ def _run_measured(
             "peak_memory_bytes": meter.peak_memory_bytes,
             "rss_before_bytes": meter.rss_before_bytes,
             "device": meter.device,
-            "memory": take_comparison(name, meter),
+            "memory": {
+                "allocated": meter.peak_cuda_bytes or meter.peak_mps_bytes,
+                "reserved": meter.peak_cuda_reserved_bytes,
+            },
         }
         if is_main_process():
             run.record(name, recipe, measured, _read_notes(result))
