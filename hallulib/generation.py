@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
-from hallulib.adapters import fold_adapter
 from hallulib.errors import RecipeError
-from hallulib.models import render_prompt
+from hallulib.models import fold_adapter, render_prompt
 
 DROP_SHARE = 0.25  # finished rows leave the batch when they are at least this share of it
 

@@ -1,8 +1,9 @@
-"""Measured time and peak memory of a block of code, beside what was predicted; every stage runs
-inside one."""
+"""Measured time and peak memory of a block of code, and what to lower when memory runs out."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import threading
 import time
@@ -11,9 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import psutil
+
+from hallulib.errors import HallulibError
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Measurement:
     sample every 10 ms), everything loaded before included: subtract `rss_before_bytes` for the
     block's own share. `peak_cuda_bytes` is what torch allocated at most on the current GPU,
     `peak_cuda_reserved_bytes` what its allocator held; `peak_mps_bytes` what the driver of an Apple
-    GPU had handed out at a sample. `peak_tensor_bytes` is what :func:`note_tensor_peak` was told.
+    GPU had handed out at a sample.
     """
 
     label: str
@@ -35,34 +39,11 @@ class Measurement:
     peak_cuda_bytes: int = 0
     peak_cuda_reserved_bytes: int = 0
     peak_mps_bytes: int = 0
-    peak_tensor_bytes: int = 0
 
     @property
     def peak_memory_bytes(self) -> int:
         """Peak on the device that does the work: GPU memory if it was used, else resident."""
         return self.peak_cuda_bytes or self.peak_mps_bytes or self.peak_rss_bytes
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What was predicted for a stage before it started: bytes that it needs, of them in tensors
-    (`allocated`) and in the allocator's hands (`reserved`), and what would help."""
-
-    needed: int
-    advice: str
-    allocated: int = 0
-    reserved: int = 0
-
-
-# By stage; the memory budget, which stands above the stages, writes down here what it predicts.
-EXPECTED: dict[str, Expectation] = {}
-_RUNNING: list[Measurement] = []
-
-
-def note_tensor_peak(size: int) -> None:
-    """Tell the innermost `measure` how many bytes of tensors somebody saw alive on the CPU."""
-    if _RUNNING:
-        _RUNNING[-1].peak_tensor_bytes = max(size, _RUNNING[-1].peak_tensor_bytes)
 
 
 class PeakSampler:
@@ -110,52 +91,26 @@ class PeakSampler:
             self.peak_mps_bytes = max(self.peak_mps_bytes, mps.driver_allocated_memory())
 
 
-def take_comparison(stage: str, meter: Measurement) -> dict[str, Any]:
-    """Return predicted beside measured bytes of a stage; empty where either is missing.
-
-    Predicted is what was asked for before the stage started (`memory.check_fits`). On a GPU both
-    are what the allocator gave out, and what it held ("reserved"); on an Apple GPU measured is what
-    the driver handed out; on a CPU both are tensors. A prediction counts once: another run of the
-    stage, with other settings, must ask anew.
-    """
-    expected = EXPECTED.pop(stage, None)
-    measured = meter.peak_cuda_bytes or meter.peak_mps_bytes or meter.peak_tensor_bytes
-    if expected is None or not expected.allocated or not measured:
-        return {}
-    found = {
-        "predicted_bytes": expected.allocated,
-        "measured_bytes": measured,
-        "error": expected.allocated / measured - 1,
-    }
-    if meter.peak_cuda_reserved_bytes:
-        found["predicted_reserved_bytes"] = expected.reserved
-        found["measured_reserved_bytes"] = meter.peak_cuda_reserved_bytes
-    return found
-
-
 @contextmanager
-def measure(label: str, snapshot: str | Path | None = None) -> Iterator[Measurement]:
+def measure(label: str) -> Iterator[Measurement]:
     """Measure a block: `with measure("sft") as m: ...`, then `m.wall_seconds`, `m.peak_rss_bytes`.
 
-    The figures are filled in also when the block raises. `snapshot`: where to write the history of
-    CUDA's allocator, for the viewer at https://docs.pytorch.org/memory_viz (nothing without CUDA).
+    The figures are filled in also when the block raises.
     """
     result = Measurement(label, rss_before_bytes=psutil.Process().memory_info().rss)
     cuda = _cuda()
     if cuda:
         cuda.reset_peak_memory_stats()
-        if snapshot:
-            cuda.memory._record_memory_history()
     sampler = PeakSampler().start()
     start = time.perf_counter()
-    _RUNNING.append(result)
     try:
         yield result
     finally:
-        _RUNNING.remove(result)
         cuda = _cuda()
         if cuda:
-            _read_cuda(cuda, result, snapshot)
+            cuda.synchronize()
+            result.peak_cuda_bytes = cuda.max_memory_allocated()
+            result.peak_cuda_reserved_bytes = cuda.max_memory_reserved()
         result.wall_seconds = time.perf_counter() - start
         result.peak_rss_bytes = sampler.stop()
         result.peak_mps_bytes = sampler.peak_mps_bytes
@@ -163,15 +118,6 @@ def measure(label: str, snapshot: str | Path | None = None) -> Iterator[Measurem
             result.device = f"cuda ({cuda.get_device_name()})"
         elif result.peak_mps_bytes:
             result.device = "mps"
-
-
-def _read_cuda(cuda: ModuleType, result: Measurement, snapshot: str | Path | None) -> None:
-    cuda.synchronize()
-    result.peak_cuda_bytes = cuda.max_memory_allocated()
-    result.peak_cuda_reserved_bytes = cuda.max_memory_reserved()
-    if snapshot:
-        cuda.memory._dump_snapshot(str(snapshot))
-        cuda.memory._record_memory_history(enabled=None)
 
 
 def _cuda() -> ModuleType | None:
@@ -185,3 +131,34 @@ def _mps() -> ModuleType | None:
     torch = sys.modules.get("torch")
     has_mps = torch is not None and torch.backends.mps.is_available()
     return torch.mps if has_mps else None
+
+
+@contextmanager
+def explain_out_of_memory(stage: str, longest: int, budget: Path) -> Iterator[None]:
+    """Turn running out of memory (CUDA, MPS or CPU) into a HallulibError that says what to lower.
+
+    `stage` is "sft", "reference" or "dpo", `longest` the tokens of the longest row. Beside it stand
+    the memory in use and, where `memory.check_fits` has written `budget`, its prediction.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and MPS and CPU raise it plainly
+        if not _NO_MEMORY.search(str(error)):
+            raise
+        cuda = _cuda()
+        used = cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+        found = [f"at most {used / 2**30:.2f} GiB were in use"]
+        as_much = f" and raise {stage}.gradient_accumulation by as much"
+        advice = (
+            f"Lower {stage}.batch_size{'' if stage == 'reference' else as_much}, set "
+            "model.gradient_checkpointing=true, or lower model.max_length."
+        )
+        if budget.exists():
+            predicted = json.loads(budget.read_text("utf-8"))
+            found.append(f"{predicted['needed'] / 2**30:.2f} GiB were predicted")
+            advice = f"{predicted['advice']} Or: {advice}"
+        raise HallulibError(
+            f"The longest batch of {stage} (rows of up to {longest} tokens) does not fit: "
+            f"{str(error).splitlines()[0]} ({', '.join(found)})",
+            advice,
+        ) from error

@@ -33,15 +33,13 @@ def is_main_process() -> bool:
 
 def own_device(device: str) -> str:
     """Return where this process puts its model: on several GPUs, the one that is its own."""
-    if device == "cuda" and count_processes() > 1:
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return device
+    several = device == "cuda" and count_processes() > 1
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if several else device
 
 
 def wait_for_all() -> None:
     """Go on when every process has come to this point."""
-    if count_processes() > 1:
-        _join_group().wait_for_everyone()
+    gather_from_all(None)
 
 
 def gather_from_all(value: Any) -> list[Any]:
@@ -49,8 +47,10 @@ def gather_from_all(value: Any) -> list[Any]:
     if count_processes() == 1:
         return [value]
     import torch
+    from accelerate import PartialState
 
-    _join_group()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
     found: list[Any] = [None] * count_processes()
     torch.distributed.all_gather_object(found, value)
     return found
@@ -64,11 +64,3 @@ def speak_once() -> Iterator[None]:
         return
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         yield
-
-
-def _join_group():  # noqa: ANN202 - accelerate's PartialState, slow to import
-    import torch
-    from accelerate import PartialState
-
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    return PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=PATIENCE)

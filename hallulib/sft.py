@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.adapters import attach_adapter, check_gradient_flow, lora_parameters, save_adapter
+from hallulib.checkpoints import METRICS_FILE, Log, name_checkpoint
 from hallulib.errors import DataError
-from hallulib.files import write_text_atomic
-from hallulib.metrics_log import METRICS_FILE, MetricsLog
-from hallulib.models import load_base_model, load_tokenizer
+from hallulib.files import write_jsonl
+from hallulib.meter import explain_out_of_memory
+from hallulib.models import (
+    attach_adapter,
+    load_base_model,
+    load_tokenizer,
+    lora_parameters,
+    save_adapter,
+)
 from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.scoring import encode_completion, pad_rows, score_completions
 from hallulib.stage import stage
-from hallulib.training import MeanTrainer, build_arguments, find_best_checkpoint, train_to_end
-from hallulib.watch import explain_out_of_memory
+from hallulib.training import Metrics, Task, train
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,17 @@ class SftResult:
     metrics: dict[str, float]
     best_step: int
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+class TokenRow(NamedTuple):
+    """Token ids of a prompt and of the completion that is learnt, which ends in one EOS."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
 
 
 def load_sft_result(run: Run) -> SftResult:
@@ -49,46 +67,38 @@ def train_sft(recipe: Recipe, run: Run) -> SftResult:
     from the last exactly. Raises DataError when no row fits model.max_length.
     """
     tokenizer = load_tokenizer(recipe)
-    rows, dropped = _load_rows(run, "train", tokenizer, recipe.model.max_length)
-    validation, dropped_too = _load_rows(run, "validation", tokenizer, recipe.model.max_length)
-    folder = run.checkpoint_dir("sft", recipe)
-    model = attach_adapter(load_base_model(recipe), recipe)
-    # Up over the warm-up, then down to zero in a straight line.
-    args = build_arguments(recipe, recipe.sft, folder, schedule="linear")
-    trainer = SftTrainer(model, recipe, args, rows, validation, tokenizer.pad_token_id)
-    tensorboard = run.path("tensorboard/sft") if recipe.sft.report_to == "tensorboard" else None
-    log = MetricsLog(folder, tensorboard, "sft")
-    trainer.add_callback(log)
-    trainer.probe(rows)
-    train_to_end(trainer)
-    dropped_rows = {"train": dropped, "validation": dropped_too}
-    return _save_best(run, recipe, trainer, log, dropped_rows)
-
-
-def _save_best(
-    run: Run, recipe: Recipe, trainer: SftTrainer, log: MetricsLog, dropped: dict
-) -> SftResult:
-    folder = Path(trainer.args.output_dir)
-    best = find_best_checkpoint(folder)
-    trainer.policy.load_adapter(str(best), "default", is_trainable=True)
+    rows, dropped = {}, {}
+    for split in ("train", "validation"):
+        frame = pd.read_parquet(run.require(f"data/{split}.parquet"))
+        rows[split], dropped[split] = tokenise_rows(frame, tokenizer, recipe.model.max_length)
+        for reason, count in dropped[split].items():
+            print(f"sft: {count} of {len(frame)} {split} rows left out, {reason}")
+    policy = attach_adapter(load_base_model(recipe), recipe)
+    task = make_task(rows["train"], rows["validation"], tokenizer.pad_token_id)
+    board = run.path("tensorboard/sft") if recipe.sft.report_to == "tensorboard" else None
+    log = Log(run.checkpoint_dir("sft", recipe), board)
+    longest = max(row.length for row in rows["train"])
+    with explain_out_of_memory("sft", longest, run.path("budget/sft.json")):
+        train(policy, task, recipe.sft, log, recipe.seed)
+    best = log.find_best_step()
+    policy.load_adapter(str(name_checkpoint(log.folder, best)), "default")
     if is_main_process():
-        save_adapter(trainer.policy, run.path("sft/adapter"), recipe)
-        text = (folder / METRICS_FILE).read_text("utf-8")
-        write_text_atomic(run.path("sft/metrics.jsonl"), text)
-    step = int(best.name.rpartition("-")[2])
-    metrics = log.values_at(step, "eval_")
-    trainable = sum(p.numel() for p in lora_parameters(trainer.policy).values())
+        save_adapter(policy, run.path("sft/adapter"))
+        write_jsonl(run.path("sft") / METRICS_FILE, log.rows)
     notes = {
-        "metrics": metrics, "best_step": step, "steps": trainer.state.global_step,
-        "dropped": dropped, "trainable_parameters": trainable,
-    }  # fmt: skip
-    return SftResult(run.path("sft/adapter"), metrics, step, notes)
+        "metrics": log.values_at(best, "eval_"),
+        "best_step": best,
+        "steps": log.rows[-1]["step"],
+        "dropped": dropped,
+        "trainable_parameters": sum(p.numel() for p in lora_parameters(policy).values()),
+    }
+    return SftResult(run.path("sft/adapter"), notes["metrics"], best, notes)
 
 
 def tokenise_rows(
     frame: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
-    """Return rows {prompt_ids, completion_ids} and how many rows were left out, by reason.
+) -> tuple[list[TokenRow], dict[str, int]]:
+    """Return the rows that can be trained on, and how many were left out, by reason.
 
     A row that does not fit is left out, not cut: a note cut off in the middle would teach the
     model to state what it has not read. Raises DataError when nothing is left.
@@ -98,11 +108,11 @@ def tokenise_rows(
         if not reference or not reference.strip():
             dropped["empty reference"] += 1
             continue
-        prompt_ids, completion_ids = encode_completion(tokenizer, prompt, reference)
-        if len(prompt_ids) + len(completion_ids) > max_length:
+        row = TokenRow(*encode_completion(tokenizer, prompt, reference))
+        if row.length > max_length:
             dropped["longer than model.max_length"] += 1
-            continue
-        rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
+        else:
+            rows.append(row)
     if not rows:
         raise DataError(
             f"None of {len(frame)} rows can be trained on: {dict(dropped)}.",
@@ -111,61 +121,34 @@ def tokenise_rows(
     return rows, dict(dropped)
 
 
-def _load_rows(
-    run: Run, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
-    frame = pd.read_parquet(run.require(f"data/{split}.parquet"), columns=["prompt", "reference"])
-    rows, dropped = tokenise_rows(frame, tokenizer, max_length)
-    for reason, count in dropped.items():
-        print(f"sft: {count} of {len(frame)} {split} rows left out, {reason}")
-    return rows, dropped
+def make_task(rows: Sequence[TokenRow], validation: Sequence[TokenRow], pad_id: int) -> Task:
+    """Mean negative log-likelihood of completion tokens, and how often the top token is right.
+
+    The rate rises over the warm-up, then falls to zero in a straight line.
+    """
+    collate = partial(collate_rows, pad_id=pad_id)
+    return Task("sft", rows, validation, collate, measure_batch, {"loss": 1.0}, "linear")
+
+
+def collate_rows(rows: Sequence[TokenRow], training: bool, pad_id: int) -> dict[str, torch.Tensor]:
+    """Return input_ids and completion_mask, (rows, tokens), padded on the right; and counts."""
+    input_ids, mask = pad_rows(rows, pad_id)
+    return {"input_ids": input_ids, "completion_mask": mask, "counts": mask.sum(1)}
+
+
+def measure_batch(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], token_weight: float
+) -> tuple[torch.Tensor, Metrics]:
+    """Return the SFT loss of a batch and its metrics."""
+    scores = model(score_completions, batch["input_ids"], batch["completion_mask"])
+    return measure_tokens(*scores, token_weight)
 
 
 def measure_tokens(
     logps: torch.Tensor, hits: torch.Tensor, token_weight: float = 1.0
-) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, int]]]:
+) -> tuple[torch.Tensor, Metrics]:
     """Return the SFT loss, a scalar, and its metrics as name -> (sum, how many), from the log-prob
     (nats) of every completion token and whether it was the most likely one."""
-    loss, nll = -logps.mean() * token_weight, -logps.detach().sum()
-    return loss, {"loss": (nll, len(logps)), "token_accuracy": (hits.sum(), len(hits))}
-
-
-class SftTrainer(MeanTrainer):
-    """Mean negative log-likelihood of completion tokens, and how often the top token is right."""
-
-    def __init__(self, model, recipe, args, rows, validation, pad_id: int) -> None:
-        self.pad_id = pad_id
-        super().__init__(
-            model, recipe, args, rows, validation, self.collate,
-            length=lambda row: len(row["prompt_ids"]) + len(row["completion_ids"]),
-        )  # fmt: skip
-
-    def collate(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Return input_ids and completion_mask, (rows, tokens), padded on the right."""
-        pairs = [(row["prompt_ids"], row["completion_ids"]) for row in rows]
-        input_ids, mask = pad_rows(pairs, self.pad_id)
-        return {"input_ids": input_ids, "completion_mask": mask}
-
-    def measure(self, model, batch):
-        rows = (batch["input_ids"], batch["completion_mask"])
-        logps, hits = model(score_completions, *rows)
-        return measure_tokens(logps, hits, self.weigh_tokens(len(logps)))
-
-    def total_loss(self, means: dict[str, float]) -> float:
-        return means["loss"]
-
-    def probe(self, rows: list[dict[str, list[int]]]) -> None:
-        """Run the longest batch once, forward and backward, before anything is trained.
-
-        Running out of memory shows here and not hours later, and so does an adapter that no
-        gradient reaches (GateFailed).
-        """
-        longest = sorted(rows, key=lambda row: -len(row["prompt_ids"] + row["completion_ids"]))
-        batch = self.collate(longest[: self.args.per_device_train_batch_size])
-        tokens = batch["input_ids"].shape[1]
-        self.model.train()
-        with explain_out_of_memory("sft", tokens):
-            loss, _ = self.measure(self.model, self._prepare_inputs(batch))
-            loss.backward()
-        check_gradient_flow(self.policy)
-        self.model.zero_grad(set_to_none=True)
+    nll = -logps.detach().sum()
+    metrics = {"loss": (nll, len(logps)), "token_accuracy": (hits.sum(), len(hits))}
+    return -logps.mean() * token_weight, metrics

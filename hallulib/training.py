@@ -1,35 +1,130 @@
-"""What SFT and DPO share: the order of rows, the Trainer's settings, logging, exact resume."""
+"""The one training loop: SFT, DPO and the arms beside it differ in the task they hand in."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from peft import PeftModel
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch import Tensor
+from torch.nn import Module
+from tqdm.auto import tqdm
+from transformers import get_scheduler
 
-from hallulib.adapters import save_adapter
+from hallulib.checkpoints import Log, load_checkpoint, note_signals, save_checkpoint
 from hallulib.errors import GateFailed
-from hallulib.files import display_path
-from hallulib.models import pick_device
-from hallulib.processes import (
-    count_processes,
-    gather_from_all,
-    is_main_process,
-    process_rank,
-    wait_for_all,
-)
-from hallulib.recipe import Recipe
+from hallulib.models import lora_parameters
+from hallulib.processes import count_processes, gather_from_all, process_rank
 from hallulib.recipe_sections import DpoSection, SftSection
-from hallulib.watch import SlowStepWatch, TensorPeak, check_loss_is_a_number
 
-STATE_FILE = "trainer_state.json"
 WINDOW = 16  # batches sorted by length together: little padding, and still a random order
+MAX_GRAD_NORM = 1.0
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, tuple[Any, int]]  # name -> (sum, of how many)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    `rows` and `validation` have a `length` in tokens. `collate(rows, training)` makes a batch;
+    its `counts` begin with the scored tokens of each row. `measure(model, batch, token_weight)`
+    returns the loss, a scalar, and its metrics; it calls the policy as `model(function, ...)`.
+    `loss_weights`: the loss over many batches as a weighted sum of mean metrics. `schedule`: of the
+    learning rate, by transformers' name. `reference`: key of what the policy is compared with.
+    """
+
+    name: str
+    rows: Sequence[Any]
+    validation: Sequence[Any]
+    collate: Callable[[Sequence[Any], bool], Batch]
+    measure: Callable[[Module, Batch, float], tuple[Tensor, Metrics]]
+    loss_weights: dict[str, float]
+    schedule: str
+    reference: str = ""
+
+
+# watch(step, is_last), called before the first step and after each, returns whether to stop.
+Watch = Callable[[int, bool], bool]
+
+
+def train(
+    policy: PeftModel,
+    task: Task,
+    section: SftSection | DpoSection,
+    log: Log,
+    seed: int,
+    watch: Watch = lambda step, is_last: False,
+) -> None:
+    """Train the policy for `section.max_steps` steps; checkpoints lie beside the log.
+
+    Interrupted, the next call goes on at the last checkpoint, to the same bits on a CPU: weights,
+    optimiser, schedule and random states come from the checkpoint, the order of rows from the seed.
+    Each of n processes takes a share of a step's rows, so they train as one does with n times the
+    batch. Raises GateFailed when the loss, or a weight, is no number any more.
+    """
+    set_seed(seed + process_rank())
+    probe_longest_batch(policy, task, section.batch_size)
+    accelerator = Accelerator(cpu=policy.device.type == "cpu")
+    model = accelerator.prepare_model(InForward(policy), device_placement=False)
+    optimizer = make_optimizer(policy.parameters(), section.learning_rate, section.weight_decay)
+    scheduler = get_scheduler(task.schedule, optimizer, section.warmup_steps, section.max_steps)
+    begun = load_checkpoint(policy, optimizer, scheduler, log.folder, task.reference)
+    log.start(begun)
+    if not begun:
+        log.write(0, evaluate(policy, task, section.batch_size))
+        watch(0, False)
+    steps, pace = share_out(task.rows, section, seed), []
+    bar = tqdm(total=section.max_steps, initial=begun, desc=task.name, unit="step")
+
+    with note_signals() as signals:
+        for step in range(begun + 1, section.max_steps + 1):
+            began = time.time()  # not monotonic: that clock may stand still while asleep
+            policy.train()
+            batches = [task.collate(rows, True) for rows in steps[step - 1]]
+            weights = weigh_tokens([int(b["counts"][: section.batch_size].sum()) for b in batches])
+            sums: dict[str, list[float]] = {}
+            for batch, weight in zip(batches, weights, strict=True):
+                # Gradients are summed over the processes once, at the last of the micro-batches.
+                wait = batch is not batches[-1]
+                with accelerator.no_sync(model) if wait else nullcontext():
+                    loss, found = task.measure(model, move(batch, policy.device), weight)
+                    check_loss_is_a_number(loss.detach(), step)
+                    accelerator.backward(loss / len(batches))
+                add_sums(sums, found)
+            norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            metrics = take_means(sums, task.loss_weights) | {"grad_norm": float(norm)}
+            log.write(step, metrics | {"learning_rate": scheduler.get_last_lr()[0]})
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+            report_slow_step(step, time.time() - began, pace)
+            is_last = step == section.max_steps
+            is_last = watch(step, is_last) or is_last
+            evaluates = is_last or step % section.eval_steps == 0
+            if evaluates:
+                log.write(step, evaluate(policy, task, section.batch_size))
+            interrupted = any(gather_from_all(bool(signals)))
+            if evaluates or interrupted or step % section.save_steps == 0:
+                save_checkpoint(policy, optimizer, scheduler, log, step, task.reference)
+            if interrupted:
+                raise SystemExit(143) if signal.SIGTERM in signals else KeyboardInterrupt
+            if is_last:
+                break
+    bar.close()
+    log.close()
 
 
 def draw_order(lengths: Sequence[int], batch_size: int, batches: int, seed: int) -> list[int]:
@@ -54,50 +149,22 @@ def draw_order(lengths: Sequence[int], batch_size: int, batches: int, seed: int)
     return order[: batches * batch_size]
 
 
-def build_arguments(
-    recipe: Recipe, section: SftSection | DpoSection, folder: Path, schedule: str
-) -> TrainingArguments:
-    """Return the settings of transformers.Trainer for one section of the recipe."""
-    args = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=section.max_steps,
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation,
-        learning_rate=section.learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=section.warmup_steps,
-        weight_decay=section.weight_decay,
-        max_grad_norm=getattr(section, "max_grad_norm", 1.0),
-        eval_strategy="steps",
-        eval_steps=section.eval_steps,
-        eval_on_start=find_last_checkpoint(folder) is None,
-        save_strategy="steps",
-        save_steps=section.save_steps,
-        save_total_limit=section.keep_last + 1,  # and the best
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
-        seed=recipe.seed,
-        use_cpu=pick_device(recipe) == "cpu",
-        train_sampling_strategy="sequential",  # the rows come ordered, see draw_order
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        label_names=[],
-        report_to="none",
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,  # every LoRA tensor gets a gradient: a gate sees to it
-    )
-    if args.n_gpu > 1:
-        args._n_gpu = 1  # else the Trainer wraps the model in DataParallel, unasked
-    return args
+def share_out(
+    rows: Sequence[Any], section: SftSection | DpoSection, seed: int
+) -> list[list[list[Any]]]:
+    """Return this process' rows: for every step, for every micro-batch of it."""
+    size, parts = section.batch_size * count_processes(), section.gradient_accumulation
+    order = draw_order([row.length for row in rows], size, section.max_steps * parts, seed)
+    ordered = [rows[number] for number in order]
+    micro_batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    own = [part[process_rank() :: count_processes()] for part in micro_batches]
+    return [own[at : at + parts] for at in range(0, len(own), parts)]
 
 
-class InForward(torch.nn.Module):
-    """Runs any function of the policy within `forward`, the one call that DDP and FSDP wrap."""
+class InForward(Module):
+    """Runs any function of the policy within `forward`, the one call that DDP wraps."""
 
-    def __init__(self, policy: PeftModel) -> None:
+    def __init__(self, policy: Module) -> None:
         super().__init__()
         self.policy = policy
 
@@ -106,109 +173,79 @@ class InForward(torch.nn.Module):
         return function(self.policy, *arguments)
 
 
-class MeanTrainer(Trainer):
-    """A Trainer whose metrics are means of sums, never gathered logits.
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW over those of the parameters that are trained."""
+    trained = [p for p in parameters if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
-    A subclass gives `measure(model, batch) -> (loss, {name: (sum, count)})`, which calls the
-    policy as `model(function, ...)`, and `total_loss`, the loss of many batches from the means of
-    their metrics. The metrics of the steps since the last log go beside `loss`; those of the
-    validation rows get "eval_". Each of n processes takes a share of the rows of a step, so they
-    train as one does with n times the batch.
+
+def probe_longest_batch(policy: PeftModel, task: Task, batch_size: int) -> None:
+    """Run the longest batch once, forward and backward, before anything is trained.
+
+    Running out of memory shows here and not hours later, and so does an adapter that no gradient
+    reaches (GateFailed).
     """
-
-    def __init__(
-        self,
-        policy: PeftModel,
-        recipe: Recipe,
-        args: TrainingArguments,
-        rows: Sequence[dict[str, Any]],
-        validation: Sequence[dict[str, Any]],
-        collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
-        length: Callable[[dict[str, Any]], int],
-    ) -> None:
-        micro_batches = args.max_steps * args.gradient_accumulation_steps
-        lengths = [length(row) for row in rows]
-        batch_size = args.train_batch_size * count_processes()
-        order = draw_order(lengths, batch_size, micro_batches, args.seed)
-        super().__init__(
-            model=InForward(policy),
-            args=args,
-            train_dataset=[rows[i] for i in order],
-            eval_dataset=sorted(validation, key=length),
-            data_collator=collate,
-        )
-        self.remove_callback(PrinterCallback)
-        self.add_callback(SlowStepWatch())
-        self.policy, self.recipe, self.peak = policy, recipe, TensorPeak()
-        self.sums: dict[str, list[float]] = {}
-        # Losses are means over a micro-batch; the Trainer divides by their number.
-        self.loss_is_scaled_for_ga = False
-
-    def measure(
-        self, model: torch.nn.Module, batch: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, tuple[Any, int]]]:
-        """Return the loss of a batch and its metrics as (sum, count)."""
-        raise NotImplementedError
-
-    def total_loss(self, means: dict[str, float]) -> float:
-        """Return the loss over many batches from the means of their metrics."""
-        raise NotImplementedError
-
-    def weigh_tokens(self, count: int) -> float:
-        """Return what a mean over `count` tokens of this process weighs among the processes.
-
-        Each token then counts the same, however unevenly the processes share them.
-        """
-        if count_processes() == 1 or not self.model.training:
-            return 1.0
-        counts = gather_from_all(count)
-        return count * len(counts) / sum(counts)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        with self.peak.watch(inputs, self.policy, self.optimizer):
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, sums = self.measure(model, inputs)
-        check_loss_is_a_number(loss.detach(), self.state.global_step)
-        add_sums(self.sums, sums)
-        return (loss, None) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= take_means(self.sums)
-        super().log(logs, start_time)
-
-    @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Return and log the mean loss and metrics over the validation rows."""
-        self.model.eval()
-        sums: dict[str, list[float]] = {}
-        share = self.eval_dataset[process_rank() :: count_processes()]
-        size = self.args.per_device_eval_batch_size
-        for batch in DataLoader(share, size, collate_fn=self.data_collator):
-            add_sums(sums, self.measure(self.model, self._prepare_inputs(batch))[1])
-        means = take_means(sums)
-        means = {"loss": self.total_loss(means)} | means
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if is_main_process():  # the Trainer may ask each of them
-            save_adapter(self.policy, output_dir or self.args.output_dir, self.recipe)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        self.policy.load_adapter(str(resume_from_checkpoint), "default", is_trainable=True)
-
-    def _move_model_to_device(self, model, device) -> None:
-        """Nothing: load_base_model has put it there, and quantised weights must not be moved."""
+    longest = sorted(task.rows, key=lambda row: -row.length)[:batch_size]
+    policy.train()
+    batch = move(task.collate(longest, True), policy.device)
+    task.measure(InForward(policy), batch, 1.0)[0].backward()
+    check_gradient_flow(policy)
+    policy.zero_grad(set_to_none=True)
 
 
-def add_sums(sums: dict[str, list[float]], more: dict[str, tuple[Any, int]]) -> None:
+def check_gradient_flow(model: torch.nn.Module) -> int:
+    """After a backward pass: gradients have reached every LoRA tensor and nothing else.
+
+    Returns the number of LoRA tensors. Raises GateFailed naming the first offender: a base weight
+    that would be trained, a frozen or unreached LoRA tensor, or a B matrix whose gradient is zero
+    (A's is zero by construction while B still is).
+    """
+    lora = lora_parameters(model)
+    next_step = "Load the adapter with trainable=True and keep no_grad away from the policy."
+    if not lora:
+        raise GateFailed("The model has no LoRA tensors to train.", next_step)
+    for name, parameter in model.named_parameters():
+        if name not in lora and (parameter.requires_grad or parameter.grad is not None):
+            raise GateFailed(f"The base weight {name} would be trained.", next_step)
+    for name, parameter in lora.items():
+        if not parameter.requires_grad:
+            raise GateFailed(f"The LoRA tensor {name} is frozen.", next_step)
+        if parameter.grad is None or (".lora_B" in name and not parameter.grad.any()):
+            raise GateFailed(f"No gradient reaches the LoRA tensor {name}.", next_step)
+    return len(lora)
+
+
+@torch.no_grad()
+def evaluate(policy: PeftModel, task: Task, batch_size: int) -> dict[str, float]:
+    """Return the mean loss and metrics over all validation rows, as eval_<name>."""
+    policy.eval()
+    rows = sorted(task.validation, key=lambda row: row.length)[process_rank() :: count_processes()]
+    sums: dict[str, list[float]] = {}
+    for start in range(0, len(rows), batch_size):
+        batch = move(task.collate(rows[start : start + batch_size], False), policy.device)
+        add_sums(sums, task.measure(InForward(policy), batch, 1.0)[1])
+    means = take_means(sums, task.loss_weights)
+    return {f"eval_{name}": mean for name, mean in means.items()}
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on the device."""
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def weigh_tokens(counts: Sequence[int]) -> list[float]:
+    """Return what the mean over each micro-batch's tokens weighs, from its number of tokens.
+
+    Every token of the optimiser step then counts the same, however unevenly the micro-batches and
+    the processes share them.
+    """
+    everywhere = [count for own in gather_from_all(list(counts)) for count in own]
+    return [count * len(everywhere) / sum(everywhere) for count in counts]
+
+
+def add_sums(sums: dict[str, list[float]], more: Metrics) -> None:
     """Add (sum, count) entries in place."""
     for name, (value, count) in more.items():
         entry = sums.setdefault(name, [0.0, 0])
@@ -216,47 +253,32 @@ def add_sums(sums: dict[str, list[float]], more: dict[str, tuple[Any, int]]) -> 
         entry[1] += count
 
 
-def take_means(sums: dict[str, list[float]]) -> dict[str, float]:
-    """Return sum / count per name, over all processes, and empty `sums`."""
+def take_means(sums: dict[str, list[float]], weights: dict[str, float]) -> dict[str, float]:
+    """Return sum / count per name, over all processes, and the loss: their weighted sum."""
     everywhere: dict[str, list[float]] = {}
-    for found in gather_from_all(dict(sums)):
-        add_sums(everywhere, found)
-    sums.clear()
-    return {name: total / max(count, 1) for name, (total, count) in everywhere.items()}
+    for own in gather_from_all(sums):
+        add_sums(everywhere, own)
+    means = {name: total / max(count, 1) for name, (total, count) in everywhere.items()}
+    loss = sum(weight * means[name] for name, weight in weights.items() if weight)
+    return {"loss": loss} | means
 
 
-def find_last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint; one cut off while it was written does not count."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            found.append((json.loads((path / STATE_FILE).read_text("utf-8"))["global_step"], path))
-        except (OSError, ValueError, KeyError):
-            continue
-    return max(found)[1] if found else None
-
-
-def find_best_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint with the lowest validation loss, as the last one records it."""
-    last = find_last_checkpoint(folder)
-    if last is None:
-        return None
-    step = json.loads((last / STATE_FILE).read_text("utf-8"))["best_global_step"]
-    best = folder / f"checkpoint-{step}"
-    return best if best.is_dir() else last
-
-
-def train_to_end(trainer: MeanTrainer) -> None:
-    """Train, from the last complete checkpoint in the output folder if there is one."""
-    folder = Path(trainer.args.output_dir)
-    os.makedirs(folder, exist_ok=True)
-    checkpoint = find_last_checkpoint(folder)
-    wait_for_all()  # everybody resumes from the same one
-    if checkpoint:
-        print(f"resuming from {display_path(checkpoint)}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    wait_for_all()  # the last checkpoint is written
-    if any(not p.isfinite().all() for p in trainer.policy.parameters() if p.requires_grad):
+def check_loss_is_a_number(loss: Tensor, step: int) -> None:
+    """Raise GateFailed at the first loss that is not finite; what was saved before stays good."""
+    if not loss.isfinite():
         raise GateFailed(
-            "Training ended in weights that are not numbers.", "Lower the learning rate."
+            f"The loss of step {step} is {loss.item()}.",
+            "Lower the learning rate or raise the warm-up; with float16 try bfloat16 or float32.",
         )
+
+
+def report_slow_step(step: int, seconds: float, pace: list[float]) -> None:
+    """Say so when a step took many times the usual; `pace`: seconds of the usual ones so far."""
+    usual = statistics.median(pace) if len(pace) >= 3 else float("inf")
+    if seconds > max(5 * usual, 5.0):
+        tqdm.write(
+            f"step {step} took {seconds:.0f} s, the usual is {usual:.1f} s: did the computer "
+            "sleep, or is memory short?"
+        )
+    else:
+        pace.append(seconds)

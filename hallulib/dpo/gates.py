@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 
-from hallulib.adapters import ADAPTER_FILES, lora_parameters
 from hallulib.dpo.batching import TokenPair
 from hallulib.errors import GateFailed
-from hallulib.files import display_path, write_json_atomic
+from hallulib.models import ADAPTER_FILES, lora_parameters
 
-REFERENCE_FILE = "reference.json"
 # How far the first loss may be from ln 2, and a margin from 0: rounding between the shapes of the
 # reference pass and of the first batch. A wrong reference is off by 0.04 (measured) and more.
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
@@ -80,32 +78,9 @@ def check_start(losses: torch.Tensor, margins: torch.Tensor, dtype: str) -> None
         )
 
 
-def write_reference_key(folder: str | Path, key: str) -> None:
-    """Note in a checkpoint which reference it was trained against."""
-    write_json_atomic(Path(folder) / REFERENCE_FILE, {"reference_key": key})
-
-
-def check_checkpoint_reference(checkpoint: Path, key: str) -> None:
-    """Refuse to resume against another reference than the one training began with."""
-    file = checkpoint / REFERENCE_FILE
-    try:
-        began_with = json.loads(file.read_text("utf-8"))["reference_key"]
-    except (OSError, ValueError, KeyError):
-        began_with = "none"
-    if began_with != key:
-        raise GateFailed(
-            f"{display_path(checkpoint)} was trained against reference {began_with[:12]}, and the "
-            f"run now has {key[:12]}.",
-            "Start DPO anew (`--force`), or restore the SFT adapter and the cache it began with.",
-        )
-
-
 def check_adapter_file(model: PeftModel, adapter: str | Path) -> int:
     """Every LoRA tensor of the policy comes from the SFT adapter's file; returns their number."""
-    from safetensors import safe_open
-
-    with safe_open(str(Path(adapter) / ADAPTER_FILES[1]), framework="pt") as file:
-        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    saved = load_file(Path(adapter) / ADAPTER_FILES[1])
     live = {name.replace(".default.", "."): p for name, p in lora_parameters(model).items()}
     for name in sorted(set(saved) | set(live)):
         same = (

@@ -10,76 +10,74 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 from peft import PeftModel
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
-from hallulib.adapters import save_adapter
+from hallulib.checkpoints import Log
 from hallulib.detectors import Detector, Source, get_detector
 from hallulib.files import write_json_atomic
 from hallulib.generation import generate_summaries, limit_new_tokens
-from hallulib.metrics_log import MetricsLog
+from hallulib.models import save_adapter
 from hallulib.processes import gather_from_all, is_main_process
-from hallulib.recipe import Recipe
-
-BEST_FOLDER = "guardrail-best"
-STEP_FILE = "step.json"
+from hallulib.recipe_sections import DpoSection
 
 
-class Guardrail(TrainerCallback):
-    """Summarises and judges the first `dpo.guardrail_notes` validation notes with `policy`.
+class Guardrail:
+    """Summarises and judges validation notes with `policy`, as a watch of the training loop.
 
-    It runs before the first step, every `dpo.guardrail_steps`, and after the last; under several
+    It looks before the first step, every `guardrail_steps`, and after the last; under several
     processes in each of them. The rates are defined as in the evaluation.
     """
 
     def __init__(
         self,
         policy: PeftModel,
-        recipe: Recipe,
         tokenizer: PreTrainedTokenizerBase,
-        validation: pd.DataFrame,
-        log: MetricsLog,
+        notes: list[dict[str, Any]],
+        section: DpoSection,
+        batch_size: int,
+        log: Log,
     ) -> None:
-        self.policy, self.recipe, self.tokenizer, self.log = policy, recipe, tokenizer, log
-        self.rows = validation.head(recipe.dpo.guardrail_notes).to_dict("records")
-        self.max_new_tokens = limit_new_tokens(tokenizer, [r["reference"] for r in self.rows])
+        self.policy, self.tokenizer, self.section, self.log = policy, tokenizer, section, log
+        self.batch_size = batch_size  # summaries at a time
+        self.notes = notes[: section.guardrail_notes]
+        self.best = log.folder / "guardrail-best"
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:
-            self._check(state, control)
+    def __call__(self, step: int, is_last: bool) -> bool:
+        """Look if it is time to; returns whether to stop.
 
-    def on_step_end(self, args, state, control, **kwargs):
-        last = state.global_step >= state.max_steps
-        if last or state.global_step % self.recipe.dpo.guardrail_steps == 0:
-            self._check(state, control)
-
-    def _check(self, state, control) -> None:
-        """Measure and log; with `dpo.guardrail_patience`, keep the best adapter or stop."""
-        self.log.write(state.global_step, self.measure())
-        if not self.recipe.dpo.guardrail_patience:
-            return
+        With `guardrail_patience` the best adapter is kept in `best`, and so many looks without a
+        new best end the training.
+        """
+        if not self.notes or not (is_last or step % self.section.guardrail_steps == 0):
+            return False
+        self.log.write(step, self.look())
         # The main process decides, so that rounding elsewhere cannot part them.
         waited = gather_from_all(count_since_best(score_checks(self.log.rows)))[0]
-        if waited >= self.recipe.dpo.guardrail_patience:
-            tqdm.write(f"step {state.global_step}: {waited} guardrail checks without a new best")
-            control.should_training_stop = True
-        elif waited == 0 and is_main_process():
-            folder = self.log.file.parent / BEST_FOLDER
-            save_adapter(self.policy, folder, self.recipe)
-            write_json_atomic(folder / STEP_FILE, {"step": state.global_step})
+        if not self.section.guardrail_patience:
+            return False
+        if waited == 0 and is_main_process():
+            save_adapter(self.policy, self.best)
+            write_json_atomic(self.best / "step.json", {"step": step})
+        return waited >= self.section.guardrail_patience
 
-    def measure(self) -> dict[str, float]:
+    def load_best(self) -> int:
+        """Put the best adapter on the policy; returns the step it was seen at."""
+        self.policy.load_adapter(str(self.best), "default", is_trainable=True)
+        return json.loads((self.best / "step.json").read_text("utf-8"))["step"]
+
+    def look(self) -> dict[str, float]:
         """Summarise and judge with the policy as it is now."""
+        prompts = [note["prompt"] for note in self.notes]
+        limit = limit_new_tokens(self.tokenizer, [note["reference"] for note in self.notes])
         generated = generate_summaries(
             self.policy,
             self.tokenizer,
-            [row["prompt"] for row in self.rows],
-            batch_size=self.recipe.evaluation.batch_size,
-            max_new_tokens=self.max_new_tokens,
+            prompts,
+            batch_size=self.batch_size,
+            max_new_tokens=limit,
         )
-        return rate_summaries(self.rows, [samples[0].text for samples in generated])
+        return rate_summaries(self.notes, [samples[0].text for samples in generated])
 
 
 def score_checks(rows: Sequence[dict[str, Any]]) -> list[float]:

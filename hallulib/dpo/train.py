@@ -3,28 +3,66 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.adapters import save_adapter
+from hallulib.checkpoints import METRICS_FILE, Log
 from hallulib.dpo import gates
-from hallulib.dpo.guardrail import BEST_FOLDER, STEP_FILE, Guardrail
-from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout
-from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
-from hallulib.dpo.step import Arm
-from hallulib.dpo.trainer import SequentialDPOTrainer
-from hallulib.files import write_text_atomic
-from hallulib.metrics_log import METRICS_FILE, MetricsLog, ValidationPatience
-from hallulib.models import load_policy, load_tokenizer
-from hallulib.processes import count_processes, is_main_process
+from hallulib.dpo.batching import TokenPair, collate_pairs, load_pairs
+from hallulib.dpo.guardrail import Guardrail
+from hallulib.dpo.logprobs import choose_layout, completion_logps, sum_completions
+from hallulib.dpo.losses import dpo_loss, ipo_loss, mean_nll, simpo_loss
+from hallulib.dpo.reference import ReferenceCache
+from hallulib.files import display_path, sha256_tree, write_json_atomic, write_jsonl
+from hallulib.meter import explain_out_of_memory
+from hallulib.models import load_policy, load_tokenizer, save_adapter
+from hallulib.processes import count_processes, is_main_process, wait_for_all
 from hallulib.recipe import Recipe
+from hallulib.recipe_sections import DpoSection
 from hallulib.run import Run
 from hallulib.stage import stage
-from hallulib.training import find_best_checkpoint, find_last_checkpoint, train_to_end
+from hallulib.training import Metrics, Task, move, train
+
+FINISHED = "finished.json"
+
+
+class Arm(NamedTuple):
+    """What is trained: the preference loss or not, and the weight of the SFT term on the chosen."""
+
+    name: str
+    preference: bool
+    sft_weight: float
+
+
+# The arms DPO is compared with.
+ARMS = {
+    "dpo_plain": Arm("dpo_plain", preference=True, sft_weight=0.0),
+    "sft_on_chosen": Arm("sft_on_chosen", preference=False, sft_weight=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where every arm starts: the SFT policy, and the pairs with their reference; all gates passed.
+
+    `shared`: prompts run once for both completions. `notes`: what was found, for the manifest.
+    """
+
+    policy: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    pairs: list[TokenPair]
+    validation: list[TokenPair]
+    shared: bool
+    notes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,10 +75,28 @@ class DpoResult:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+class ComparisonResult(dict[str, DpoResult]):
+    """Arm name -> its result; `notes` is what goes into the manifest."""
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        return {"arms": {name: result.notes for name, result in self.items()}}
+
+
+def read_result(folder: Path, notes: dict[str, Any]) -> DpoResult:
+    """Return the result of an arm that lies in `folder`."""
+    return DpoResult(folder / "adapter", notes["metrics"], notes["reference_key"], notes)
+
+
 def load_dpo_result(run: Run) -> DpoResult:
     """Read the result of a finished DPO back from the run."""
-    notes = run.manifest["stages"]["dpo"]["notes"]
-    return DpoResult(run.path("dpo/adapter"), notes["metrics"], notes["reference_key"], notes)
+    return read_result(run.path("dpo"), run.manifest["stages"]["dpo"]["notes"])
+
+
+def load_comparison_results(run: Run) -> ComparisonResult:
+    """Read the results of finished arms back from the run."""
+    arms, root = run.manifest["stages"]["comparison"]["notes"]["arms"], run.path("dpo/arms")
+    return ComparisonResult({name: read_result(root / name, notes) for name, notes in arms.items()})
 
 
 @stage("dpo", load=load_dpo_result, parallel=True)
@@ -50,96 +106,204 @@ def train_dpo(recipe: Recipe, run: Run) -> DpoResult:
     Writes dpo/adapter and dpo/metrics.jsonl. The adapter saved is that of the last step, not the
     one of the lowest validation loss: that loss keeps falling while the policy breaks, so choosing
     by it would only look careful. The best by that loss stays beside the last in checkpoints. With
-    `dpo.guardrail_patience` it is the best by what the guardrail saw the policy write, with
-    `dpo.validation_patience` the best by that loss.
+    `dpo.guardrail_patience` it is the best by what the guardrail saw the policy write.
     Raises GateFailed when the reference is not this policy's, or gradients go astray.
     """
     arm = Arm("dpo", preference=True, sft_weight=recipe.dpo.sft_weight)
-    return train_arm(recipe, run, arm, run.path("dpo"), run.checkpoint_dir("dpo", recipe))
+    checkpoints = run.checkpoint_dir("dpo", recipe)
+    return train_arm(recipe, run, load_start(recipe, run), arm, run.path("dpo"), checkpoints)
 
 
-def train_arm(recipe: Recipe, run: Run, arm: Arm, folder: Path, checkpoints: Path) -> DpoResult:
-    """Train one arm, or resume it; writes `folder`/adapter and `folder`/metrics.jsonl.
+@stage("comparison", load=load_comparison_results, parallel=True)
+def train_comparison_arms(recipe: Recipe, run: Run) -> ComparisonResult:
+    """Train the arms of `dpo.comparison_arms`; writes dpo/arms/<arm>/{adapter, metrics.jsonl}.
 
-    Arms differ in the loss only: pairs, their order, steps and gates are the same.
+    Start, pairs, their order, steps and gates are those of DPO, the loss is another. After an
+    interruption a finished arm is kept and a half-done one resumes.
     """
-    tokenizer = load_tokenizer(recipe)
-    policy = load_policy(recipe, run.require("sft/adapter"), trainable=True)
+    root, checkpoints = run.path("dpo/arms"), run.checkpoint_dir("comparison", recipe)
+    root.mkdir(parents=True, exist_ok=True)
+    for old in root.iterdir() if is_main_process() else ():
+        if old.name not in recipe.dpo.comparison_arms:
+            shutil.rmtree(old)
+    results, start = ComparisonResult(), None
+    for name in recipe.dpo.comparison_arms:
+        finished = read_finished(root / name, checkpoints / name)
+        wait_for_all()  # everybody has seen the same
+        if finished:
+            print(f"comparison: {name} is finished, reusing {display_path(root / name)}")
+            results[name] = read_result(root / name, finished)
+            continue
+        start = start or load_start(recipe, run)
+        results[name] = train_arm(recipe, run, start, ARMS[name], root / name, checkpoints / name)
+        if is_main_process():
+            done = {"sha256": sha256_tree(root / name), "notes": results[name].notes}
+            write_json_atomic(checkpoints / name / FINISHED, done)
+    return results
+
+
+def read_finished(folder: Path, checkpoints: Path) -> dict[str, Any] | None:
+    """The notes of an arm that this very stage key has finished, if its files are still those."""
+    try:
+        finished = json.loads((checkpoints / FINISHED).read_text("utf-8"))
+        return finished["notes"] if sha256_tree(folder) == finished["sha256"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def load_start(recipe: Recipe, run: Run) -> Start:
+    """Load policy, pairs and reference, and pass every gate that does not depend on the arm."""
+    tokenizer, adapter = load_tokenizer(recipe), run.require("sft/adapter")
+    policy = load_policy(recipe, adapter, trainable=True)
     gates.check_single_adapter(policy)
-    gates.check_adapter_file(policy, run.require("sft/adapter"))
-    cache = ReferenceCache.open(run.require("reference"), recipe, policy, tokenizer)
-    train, dropped = load_pairs(run, "train", tokenizer, recipe)
-    validation, _ = load_pairs(run, "validation", tokenizer, recipe)
-    gates.check_pairs(train + validation)
-    differs = cache.spot_check(policy, train, tokenizer.pad_token_id, recipe)
-    layout = choose_layout(policy, train[:CHECKED_PAIRS], tokenizer.pad_token_id, recipe)
+    tensors = gates.check_adapter_file(policy, adapter)
+    disable_dropout(policy)
+    pad_id, section = tokenizer.pad_token_id, recipe.reference
+    cache = ReferenceCache.open(run.require("reference"), recipe.model, policy, tokenizer)
+    pairs, report = load_pairs(run, "train", tokenizer, recipe.model)
+    pairs = cache.add_reference(pairs)
+    validation = cache.add_reference(load_pairs(run, "validation", tokenizer, recipe.model).pairs)
+    gates.check_pairs(pairs + validation)
+    differs = cache.spot_check(policy, pairs, pad_id, section.spot_check_rows, recipe.seed)
+    layout = choose_layout(policy, pairs, pad_id, recipe.dpo.prefix_sharing, recipe.model.dtype)
     print(layout)
-    last = find_last_checkpoint(checkpoints)
-    if last:
-        gates.check_checkpoint_reference(last, cache.key)
-    trainer = SequentialDPOTrainer(
-        policy, recipe, arm, checkpoints, cache, (train, validation), tokenizer.pad_token_id,
-        layout.shared,
-    )  # fmt: skip
-    log = _add_callbacks(trainer, run, tokenizer)
-    report = trainer.check_gates()
-    train_to_end(trainer)
-    kept = _keep_adapter(trainer, log, run.require("sft/adapter"))
-    if is_main_process():
-        save_adapter(policy, folder / "adapter", recipe)
-        write_text_atomic(folder / METRICS_FILE, (checkpoints / METRICS_FILE).read_text("utf-8"))
-    notes = report | {
-        "metrics": log.values_at(kept, "eval_", "guardrail/"),
+    notes = {
+        "start_loss": measure_start(policy, pairs, pad_id, layout.shared, recipe),
+        "lora_tensors": tensors,
         "reference_key": cache.key,
         "spot_check_nats": differs,
         "prompts_shared": layout.shared,
         "processes": count_processes(),
-        "steps": trainer.state.global_step,
-        "kept_step": kept,
-        "best_step": _read_step(find_best_checkpoint(checkpoints)),
-        "pairs": len(train),
-        "dropped": dropped,
+        "pairs": len(pairs),
+        "dropped": report,
     }
-    return DpoResult(folder / "adapter", notes["metrics"], cache.key, notes)
+    return Start(policy, tokenizer, pairs, validation, layout.shared, notes)
 
 
-def _add_callbacks(
-    trainer: SequentialDPOTrainer, run: Run, tokenizer: PreTrainedTokenizerBase
-) -> MetricsLog:
-    recipe, name = trainer.recipe, trainer.arm.name
-    tensorboard = run.path(f"tensorboard/{name}")
-    log = MetricsLog(
-        Path(trainer.args.output_dir),
-        tensorboard if recipe.dpo.report_to == "tensorboard" else None,
-        name,
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout to 0: the reference was computed without, and like must meet like."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+@torch.no_grad()
+def measure_start(
+    policy: PeftModel, pairs: Sequence[TokenPair], pad_id: int, shared: bool, recipe: Recipe
+) -> float:
+    """Return the DPO loss of the longest pairs before the first step: ln 2, or GateFailed."""
+    longest = sorted(pairs, key=lambda pair: -pair.length)[: recipe.dpo.batch_size]
+    batch = collate_pairs(longest, pad_id, shared)
+    gates.check_scored_tokens(batch, longest)
+    batch = move(batch, policy.device)
+    policy.train()
+    sums = sum_completions(completion_logps(policy, batch))
+    references = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
+    losses, chosen, rejected = dpo_loss(*sums.chunk(2), *references, recipe.dpo.beta)
+    gates.check_start(losses, chosen - rejected, recipe.model.dtype)
+    return losses.mean().item()
+
+
+def train_arm(
+    recipe: Recipe, run: Run, start: Start, arm: Arm, folder: Path, checkpoints: Path
+) -> DpoResult:
+    """Train one arm, or resume it; writes `folder`/adapter and `folder`/metrics.jsonl."""
+    policy, section = start.policy, recipe.dpo
+    policy.load_adapter(str(run.require("sft/adapter")), "default", is_trainable=True)
+    board = run.path(f"tensorboard/{arm.name}") if section.report_to == "tensorboard" else None
+    log = Log(checkpoints, board)
+    notes = pd.read_parquet(run.require("data/validation.parquet")).to_dict("records")
+    guardrail = Guardrail(
+        policy, start.tokenizer, notes, section, recipe.evaluation.batch_size, log
     )
-    trainer.add_callback(log)
-    if recipe.dpo.guardrail_notes:
-        notes = pd.read_parquet(run.require("data/validation.parquet"))
-        trainer.add_callback(Guardrail(trainer.policy, recipe, tokenizer, notes, log))
-    if recipe.dpo.validation_patience:
-        trainer.add_callback(ValidationPatience(log, recipe.dpo.validation_patience))
-    return log
+    longest = max(pair.length for pair in start.pairs)
+    with explain_out_of_memory("dpo", longest, run.path("budget/dpo.json")):
+        train(policy, make_task(start, arm, section), section, log, recipe.seed, guardrail)
+    kept = guardrail.load_best() if section.guardrail_patience else log.rows[-1]["step"]
+    if is_main_process():
+        save_adapter(policy, folder / "adapter")
+        write_jsonl(folder / METRICS_FILE, log.rows)
+    return read_result(folder, start.notes | {
+        "metrics": log.values_at(kept, "eval_", "guardrail/"),
+        "steps": log.rows[-1]["step"],
+        "kept_step": kept,
+        "best_step": log.find_best_step(),
+    })  # fmt: skip
 
 
-def _keep_adapter(trainer: SequentialDPOTrainer, log: MetricsLog, start: Path) -> int:
-    """Put the adapter that is to be saved on the policy; returns the step it was trained to.
+def make_task(start: Start, arm: Arm, section: DpoSection) -> Task:
+    """Return an arm for the training loop.
 
-    `start` is the adapter of step 0, which is kept when nothing got better.
+    The rate is constant after the warm-up: step n is the same step whatever max_steps is.
     """
-    checkpoints, section = Path(trainer.args.output_dir), trainer.recipe.dpo
-    if section.guardrail_patience and section.guardrail_notes:
-        best = checkpoints / BEST_FOLDER
-        step = json.loads((best / STEP_FILE).read_text("utf-8"))["step"]
-    elif section.validation_patience:
-        evaluations = [row for row in log.rows if "eval_loss" in row]
-        step = min(evaluations, key=lambda row: row["eval_loss"])["step"]
-        best = checkpoints / f"checkpoint-{step}" if step else start
-    else:
-        return trainer.state.global_step
-    trainer.policy.load_adapter(str(best), "default", is_trainable=True)
-    return step
+    pad_id = start.tokenizer.pad_token_id
+
+    def collate(pairs: Sequence[TokenPair], training: bool) -> dict[str, Tensor]:
+        # Where the loss does not look at the rejected side it is not run: half the work.
+        return collate_pairs(pairs, pad_id, start.shared, training and not arm.preference)
+
+    def measure(model: torch.nn.Module, batch: dict[str, Tensor], token_weight: float):  # noqa: ANN202
+        logps = model(completion_logps, batch)
+        return measure_pairs(logps, batch, section, arm.preference, arm.sft_weight, token_weight)
+
+    weights = {"dpo_loss": float(arm.preference), "sft_loss": arm.sft_weight}
+    return Task(
+        arm.name, start.pairs, start.validation, collate, measure, weights,
+        "constant_with_warmup", start.notes["reference_key"],
+    )  # fmt: skip
 
 
-def _read_step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def measure_pairs(
+    logps: Sequence[Tensor],
+    batch: dict[str, Tensor],
+    section: DpoSection,
+    preference: bool,
+    sft_weight: float,
+    token_weight: float = 1.0,
+) -> tuple[Tensor, Metrics]:
+    """Return the loss of a batch, a scalar, and its metrics as name -> (sum, how many).
+
+    `logps` are the per-token log-probs (nats) of each completion, chosen first. Where they stop
+    after the chosen (SFT on the chosen, at half the work) there is no preference loss.
+    `token_weight` makes tokens weigh the same across micro-batches and processes.
+    """
+    count = len(batch["ref_chosen_logps"])
+    sums, nll = sum_completions(logps), mean_nll(logps[:count])
+    tokens = int(batch["counts"][:count].sum())
+    loss = sft_weight * (nll * token_weight)
+    # Rewards are relative to the reference whatever the loss, so that arms can be compared.
+    chosen = section.beta * (sums[:count] - batch["ref_chosen_logps"])
+    found = {"rewards/chosen": chosen, "logps/chosen": sums[:count]}
+    if len(logps) > count:
+        losses, more = compare_sides(sums, batch, section)
+        loss = loss + losses.mean() if preference else loss
+        found |= {"dpo_loss": losses} | more
+    metrics = {name: (values.detach().sum(), count) for name, values in found.items()}
+    return loss, metrics | {"sft_loss": (nll.detach() * tokens, tokens)}
+
+
+def compare_sides(
+    sums: Tensor, batch: dict[str, Tensor], section: DpoSection
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the preference losses and what is watched beside them, all of shape (pairs,)."""
+    (chosen, rejected), (chosen_tokens, rejected_tokens) = sums.chunk(2), batch["counts"].chunk(2)
+    references = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
+    losses, chosen_rewards, rejected_rewards = dpo_loss(
+        chosen, rejected, *references, section.beta, section.label_smoothing
+    )
+    drift = (chosen - references[0]) / chosen_tokens, (rejected - references[1]) / rejected_tokens
+    if section.loss == "ipo":
+        losses = ipo_loss(*drift, section.beta)
+    elif section.loss == "simpo":
+        means = chosen / chosen_tokens, rejected / rejected_tokens
+        losses = simpo_loss(*means, section.beta, section.simpo_gamma)
+    return losses, {
+        "drift/chosen": drift[0],
+        "drift/rejected": drift[1],
+        "rewards/rejected": rejected_rewards,
+        "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+        "rewards/margins": chosen_rewards - rejected_rewards,
+        "logps/rejected": rejected,
+    }

@@ -8,9 +8,9 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hallulib.adapters import attach_adapter
 from hallulib.memory.counts import count_parameters
 from hallulib.memory.steps import StepShape, make_rows, sft_loss
+from hallulib.models import attach_adapter
 from hallulib.recipe import load_recipe
 
 # Wide enough that time goes into matrices, as in a large model; a step takes a second or so.

@@ -20,9 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
-from hallulib.adapters import attach_adapter
 from hallulib.errors import HallulibError
-from hallulib.models import _build_quantization
+from hallulib.models import _build_quantization, attach_adapter
 from hallulib.recipe import Recipe
 from hallulib.tracker import StorageTracker
 

@@ -8,10 +8,10 @@ import psutil
 import torch
 
 from hallulib.errors import HallulibError
+from hallulib.files import write_json_atomic
 from hallulib.memory.budget import MEASURED_STAGES, pick_budget_device, read_longest
 from hallulib.memory.counts import load_model_config
 from hallulib.memory.peak import GIB, MemoryBudget, predict_peak
-from hallulib.meter import EXPECTED, Expectation
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 
@@ -35,7 +35,8 @@ def check_fits(recipe: Recipe, run: Run, stage: str, force: bool = False) -> Mem
     free = read_free_bytes(device)
     wanted, advice = budget.needed, _advise(budget, stage)
     # For the manifest, and should it run out of memory all the same.
-    EXPECTED[stage] = Expectation(wanted, advice, budget.allocated, budget.reserved)
+    predicted = {"needed": wanted, "allocated": budget.allocated, "reserved": budget.reserved}
+    write_json_atomic(run.path(f"budget/{stage}.json"), predicted | {"advice": advice})
     if wanted <= free or force:
         return budget
     raise HallulibError(

@@ -17,7 +17,7 @@ from hallulib import scoring
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.dpo.prefix_sharing import enable_prefix_sharing
-from hallulib.dpo.step import Arm, measure_step
+from hallulib.dpo.train import measure_pairs
 from hallulib.recipe import Recipe
 from hallulib.scoring import pad_rows, score_completions, unwrap_model
 from hallulib.sft import measure_tokens
@@ -52,10 +52,7 @@ def make_pairs(shape: StepShape) -> Batch:
     """Return a DPO batch of pairs with completions of equal length, and their stored reference."""
     prompt, completion = [1] * (shape.tokens - shape.completion), [2] * shape.completion
     pairs = [TokenPair(prompt, completion, completion)] * shape.rows
-    reference = torch.zeros(shape.rows)
-    return collate_pairs(pairs, 0, shape.shared) | {
-        "ref_chosen_logps": reference, "ref_rejected_logps": reference.clone(),
-    }  # fmt: skip
+    return collate_pairs(pairs, 0, shape.shared)
 
 
 def sft_loss(model: torch.nn.Module, batch: Batch, head: str = "chunked") -> torch.Tensor:
@@ -83,8 +80,8 @@ def dpo_loss(
     model: torch.nn.Module, batch: Batch, recipe: Recipe, head: str = "chunked"
 ) -> torch.Tensor:
     """Return the DPO loss plus its SFT term, a scalar, as the trainer computes it."""
-    arm = Arm("dpo", preference=True, sft_weight=recipe.dpo.sft_weight)
-    return measure_step(pair_logps(model, batch, head), batch, recipe.dpo, arm)[0]
+    logps = pair_logps(model, batch, head)
+    return measure_pairs(logps, batch, recipe.dpo, True, recipe.dpo.sft_weight)[0]
 
 
 @torch.no_grad()

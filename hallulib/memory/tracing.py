@@ -15,7 +15,6 @@ from peft import PeftModel
 from transformers import PretrainedConfig
 
 from hallulib import generation
-from hallulib.adapters import attach_adapter, fold_adapter
 from hallulib.memory import steps
 from hallulib.memory.fake_model import (
     as_on_cuda,
@@ -26,7 +25,7 @@ from hallulib.memory.fake_model import (
 )
 from hallulib.memory.steps import StepShape
 from hallulib.memory.strategies import Strategy
-from hallulib.models import load_base_model
+from hallulib.models import attach_adapter, fold_adapter, load_base_model
 from hallulib.recipe import Recipe
 from hallulib.tracker import StorageTracker, Trace, follow_model
 

@@ -5,35 +5,43 @@ from __future__ import annotations
 import json
 import math
 
-import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_dpo import BOTH, Interrupted, build_trainer, reference_run, stop_at, weights
+from tiny_dpo import Interrupted, reference_run, same_weights, stop_at, weights
 from tiny_model import make_recipe, record_pairs, start_run, write_base_model
 
-from hallulib.adapters import attach_adapter
+from hallulib.checkpoints import Log
 from hallulib.dpo import gates
-from hallulib.dpo.arms import train_comparison_arms
+from hallulib.dpo import train as dpo_train
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.reference_cache import cache_reference
-from hallulib.dpo.step import Arm
-from hallulib.dpo.train import load_dpo_result, train_dpo
-from hallulib.dpo.trainer import SequentialDPOTrainer
+from hallulib.dpo.losses import dpo_loss, ipo_loss, simpo_loss
+from hallulib.dpo.reference import ReferenceCache, cache_reference
+from hallulib.dpo.train import (
+    ARMS,
+    Arm,
+    load_dpo_result,
+    load_start,
+    make_task,
+    measure_pairs,
+    train_comparison_arms,
+    train_dpo,
+)
 from hallulib.errors import GateFailed
-from hallulib.files import sha256_tree
-from hallulib.metrics_log import read_metrics
-from hallulib.models import load_base_model, load_policy
+from hallulib.files import read_jsonl, sha256_tree
+from hallulib.models import attach_adapter, load_base_model, load_policy
+from hallulib.recipe_sections import DpoSection
 from hallulib.sft import train_sft
-from hallulib.training import find_last_checkpoint
+from hallulib.training import InForward, probe_longest_batch, share_out
 
 pytestmark = pytest.mark.unit
+
+BOTH = Arm("dpo", preference=True, sft_weight=1.0)
 
 
 def test_training_starts_at_ln_2_and_raises_the_validation_margin(tmp_path):
     recipe, run = reference_run(tmp_path / "run", {"dpo.learning_rate": 5e-3})
     result = train_dpo(recipe, run)
-    rows = read_metrics(run.require("dpo/metrics.jsonl"))
+    rows = read_jsonl(run.require("dpo/metrics.jsonl"))
     evaluated = [row for row in rows if "eval_loss" in row]
     assert [row["step"] for row in evaluated] == [0, 3, 6]
     assert evaluated[0]["eval_dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -65,20 +73,18 @@ def test_the_saved_adapter_is_the_last_step_and_the_best_stays_in_checkpoints(
     tmp_path, monkeypatch
 ):
     recipe, run = reference_run(tmp_path / "run")
-    original = SequentialDPOTrainer.evaluate
+    original = Log.write
 
-    def evaluate(self, *args, **kwargs):
-        metrics = original(self, *args, **kwargs)
-        metrics["eval_loss"] = float(self.state.global_step + 1)
-        return metrics
+    def write(self, at, values):  # the validation loss only rises
+        rising = {"eval_loss": float(at)} if "eval_loss" in values else {}
+        return original(self, at, values | rising)
 
-    monkeypatch.setattr(SequentialDPOTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(Log, "write", write)
     result = train_dpo(recipe, run)
     assert result.notes["best_step"] == 3
     folder = run.checkpoint_dir("dpo", recipe)
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
-    last = load_file(folder / "checkpoint-6/adapter_model.safetensors")
-    assert all(torch.equal(last[name], value) for name, value in weights(run).items())
+    assert same_weights(weights(run), weights(run, folder / "checkpoint-6"))
 
 
 def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkeypatch, capsys):
@@ -92,11 +98,9 @@ def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkey
     assert "dpo" not in broken.manifest["stages"]
     train_dpo(recipe, broken)
     assert "checkpoint-4" in capsys.readouterr().out
-    a, b = weights(straight), weights(broken)
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert read_metrics(straight.path("dpo/metrics.jsonl")) == read_metrics(
-        broken.path("dpo/metrics.jsonl")
-    )
+    assert same_weights(weights(straight), weights(broken))
+    logs = [read_jsonl(run.path("dpo/metrics.jsonl")) for run in (straight, broken)]
+    assert logs[0] == logs[1]
 
 
 def test_a_checkpoint_made_against_another_reference_is_not_resumed(tmp_path, monkeypatch):
@@ -105,45 +109,57 @@ def test_a_checkpoint_made_against_another_reference_is_not_resumed(tmp_path, mo
         stop_at(patch, step=5)
         with pytest.raises(Interrupted):
             train_dpo(recipe, run)
-    file = run.checkpoint_dir("dpo", recipe) / "checkpoint-4/reference.json"
-    assert len(json.loads(file.read_text())["reference_key"]) == 64
-    file.write_text(json.dumps({"reference_key": "0" * 64}))
-    with pytest.raises(GateFailed, match=r"trained against reference 000000000000"):
-        train_dpo(recipe, run)
-    file.unlink()
-    with pytest.raises(GateFailed, match="trained against reference none"):
-        train_dpo(recipe, run)
+    file = run.checkpoint_dir("dpo", recipe) / "checkpoint-4/state.json"
+    state = json.loads(file.read_text())
+    assert len(state["reference"]) == 64
+    for other, name in (("0" * 64, "000000000000"), ("", "none")):
+        file.write_text(json.dumps(state | {"reference": other}))
+        with pytest.raises(GateFailed, match=f"trained against reference {name}"):
+            train_dpo(recipe, run)
 
 
-def test_a_wrong_reference_is_caught_before_the_first_step(tmp_path):
+def test_a_wrong_reference_is_caught_before_the_first_step(tmp_path, monkeypatch):
     recipe, run = reference_run(tmp_path / "run")
-    right = build_trainer(recipe, run, tmp_path / "a").check_gates()
-    assert right["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert load_start(recipe, run).notes["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    original = ReferenceCache.add_reference
+
+    def add_reference(self, pairs):
+        self.rows = {at: (chosen + 0.05, rejected) for at, (chosen, rejected) in self.rows.items()}
+        return original(self, pairs)
+
+    monkeypatch.setattr(ReferenceCache, "add_reference", add_reference)
+    monkeypatch.setattr(ReferenceCache, "spot_check", lambda *_: 0.0)
     with pytest.raises(GateFailed, match=r"not ln 2 = 0.6931"):
-        build_trainer(recipe, run, tmp_path / "b", shift=0.05).check_gates()
+        train_dpo(recipe, run)
 
 
-def test_the_base_model_as_reference_is_caught(tmp_path):
+def test_the_base_model_as_reference_is_caught(tmp_path, monkeypatch):
     # The cache is the SFT policy's; a policy with a fresh adapter is the base model.
-    recipe, run = reference_run(tmp_path / "run", {"sft.max_steps": 4})
-    fresh = attach_adapter(load_base_model(recipe), recipe)
+    recipe, run = reference_run(tmp_path / "run")
+
+    def load_fresh(recipe, path, trainable):
+        return attach_adapter(load_base_model(recipe), recipe)
+
+    monkeypatch.setattr(dpo_train, "load_policy", load_fresh)
     with pytest.raises(GateFailed, match="LoRA tensor .* is not the SFT adapter's"):
-        gates.check_adapter_file(fresh, run.require("sft/adapter"))
+        train_dpo(recipe, run)
+    monkeypatch.setattr(gates, "check_adapter_file", lambda *_: 0)
     with pytest.raises(GateFailed, match="made with another adapter_weights"):
-        build_trainer(recipe, run, tmp_path / "a", policy=fresh)
+        train_dpo(recipe, run)
 
 
 def test_a_frozen_adapter_and_a_trainable_base_weight_are_caught(tmp_path):
     recipe, run = reference_run(tmp_path / "run")
-    policy = load_policy(recipe, run.require("sft/adapter"), trainable=True)
-    name, parameter = next((n, p) for n, p in policy.named_parameters() if "lora_A" in n)
+    start = load_start(recipe, run)
+    task = make_task(start, BOTH, recipe.dpo)
+    name, parameter = next((n, p) for n, p in start.policy.named_parameters() if "lora_A" in n)
     parameter.requires_grad_(False)
     with pytest.raises(GateFailed, match="is frozen"):
-        build_trainer(recipe, run, tmp_path / "a", policy=policy).check_gates()
+        probe_longest_batch(start.policy, task, 4)
     parameter.requires_grad_(True)
-    policy.get_base_model().model.norm.weight.requires_grad_(True)
+    start.policy.get_base_model().model.norm.weight.requires_grad_(True)
     with pytest.raises(GateFailed, match="norm.weight would be trained"):
-        build_trainer(recipe, run, tmp_path / "b", policy=policy).check_gates()
+        probe_longest_batch(start.policy, task, 4)
 
 
 def test_a_second_adapter_is_caught(tmp_path):
@@ -190,42 +206,76 @@ def test_scoring_the_prompt_or_from_the_wrong_place_is_caught(shared):
             gates.check_scored_tokens(wrong, pairs)
 
 
-def test_dropout_is_off_in_training(tmp_path):
+def test_dropout_is_off_in_training(tmp_path, monkeypatch):
     recipe, run = reference_run(tmp_path / "run")
-    policy = load_policy(recipe, run.require("sft/adapter"), trainable=True)
-    for module in policy.modules():
-        if hasattr(module, "lora_dropout"):
-            module.lora_dropout["default"] = torch.nn.Dropout(0.5)
-    trainer = build_trainer(recipe, run, tmp_path / "a", policy=policy)
-    policy.train()
-    batch = trainer.collate(trainer.longest)
-    assert torch.equal(*(trainer.measure(trainer.model, batch)[0] for _ in range(2)))
-    assert trainer.check_gates()["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
+    def load_with_dropout(*arguments, **named):
+        policy = load_policy(*arguments, **named)
+        for module in policy.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout["default"] = torch.nn.Dropout(0.5)
+        return policy
 
-def test_the_gates_run_on_the_longest_batch(tmp_path):
-    recipe, run = reference_run(tmp_path / "run")
-    trainer = build_trainer(recipe, run, tmp_path / "a")
-    lengths = sorted((row["pair"].length for row in set_of_rows(trainer)), reverse=True)
-    assert [row["pair"].length for row in trainer.longest] == lengths[:4]
-
-
-def set_of_rows(trainer):
-    return {row["pair"].address: row for row in trainer.train_dataset}.values()
+    monkeypatch.setattr(dpo_train, "load_policy", load_with_dropout)
+    start = load_start(recipe, run)
+    task = make_task(start, BOTH, recipe.dpo)
+    batch = task.collate(start.pairs, True)
+    model = InForward(start.policy).train()
+    assert torch.equal(*(task.measure(model, batch, 1.0)[0] for _ in range(2)))
+    assert start.notes["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_arms_see_the_same_pairs_in_the_same_order_and_differ_in_the_loss(tmp_path):
     recipe, run = reference_run(tmp_path / "run")
-    arms = [BOTH, Arm("dpo_plain", True, 0.0), Arm("sft_on_chosen", False, 1.0)]
-    trainers = [build_trainer(recipe, run, tmp_path / arm.name, arm) for arm in arms]
-    orders = [[row["pair"].address for row in t.train_dataset] for t in trainers]
-    assert orders[0] == orders[1] == orders[2] and len(orders[0]) == 24
-    batch = trainers[0].collate(trainers[0].longest)
-    both, plain, chosen = (t.measure(t.model.train(), batch)[0].item() for t in trainers)
+    start = load_start(recipe, run)
+    tasks = [make_task(start, arm, recipe.dpo) for arm in (BOTH, *ARMS.values())]
+    orders = [share_out(task.rows, recipe.dpo, seed=0) for task in tasks]
+    assert orders[0] == orders[1] == orders[2] and len(orders[0]) == 6
+    model, pairs = InForward(start.policy), start.pairs[:4]
+    both, plain, chosen = (t.measure(model, t.collate(pairs, True), 1.0)[0].item() for t in tasks)
     assert plain == pytest.approx(math.log(2), abs=1e-5)
     assert both == pytest.approx(plain + chosen, abs=1e-5)
-    # The control is evaluated on both sides all the same.
-    assert "rewards/margins" in trainers[2].measure(trainers[2].model.eval(), batch)[1]
+    # The control runs one side in training, and is evaluated on both all the same.
+    control = tasks[2]
+    training, validation = (control.collate(pairs, training) for training in (True, False))
+    assert len(training["counts"]) == 4 and len(validation["counts"]) == 8
+    assert "rewards/margins" in control.measure(model, validation, 1.0)[1]
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "simpo"])
+def test_the_loss_of_the_recipe_is_the_one_that_is_trained(name):
+    batch = {
+        "counts": torch.tensor([2, 3, 4, 2]),
+        "ref_chosen_logps": torch.tensor([-3.0, -5.0]),
+        "ref_rejected_logps": torch.tensor([-6.0, -2.0]),
+    }
+    logps = [-torch.rand(count) for count in batch["counts"].tolist()]
+    section = DpoSection(loss=name, beta=0.3, simpo_gamma=0.7)
+    found, metrics = measure_pairs(logps, batch, section, True, 0.0)
+    chosen, rejected = torch.stack([values.sum() for values in logps]).chunk(2)
+    references = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+    tokens = batch["counts"].chunk(2)
+    ratios = (chosen - references[0]) / tokens[0], (rejected - references[1]) / tokens[1]
+    expected = {
+        "sigmoid": dpo_loss(chosen, rejected, *references, 0.3)[0],
+        "ipo": ipo_loss(*ratios, 0.3),
+        "simpo": simpo_loss(chosen / tokens[0], rejected / tokens[1], 0.3, 0.7),
+    }[name]
+    assert found.item() == pytest.approx(expected.mean().item())
+    assert metrics["dpo_loss"][0].item() == pytest.approx(expected.sum().item())
+
+
+def test_micro_batches_train_as_one_large_batch_does(tmp_path):
+    # A step is all ten pairs; their chosen completions are of unequal length.
+    found = []
+    for parts in (1, 5):
+        settings = {"dpo.batch_size": 10 // parts, "dpo.gradient_accumulation": parts}
+        recipe, run = reference_run(tmp_path / f"run{parts}", settings | {"dpo.guardrail_notes": 0})
+        train_dpo(recipe, run)
+        rows = [r for r in read_jsonl(run.path("dpo/metrics.jsonl")) if "grad_norm" in r]
+        found.append(([row["loss"] for row in rows], [row["grad_norm"] for row in rows]))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
 
 
 def test_comparison_arms_are_trained_and_a_finished_one_is_not_trained_twice(
@@ -234,7 +284,7 @@ def test_comparison_arms_are_trained_and_a_finished_one_is_not_trained_twice(
     recipe, run = reference_run(tmp_path / "run", {"dpo.max_steps": 2, "dpo.guardrail_notes": 0})
     run.path("dpo/arms/old").mkdir(parents=True)
     with monkeypatch.context() as patch:
-        stop_at(patch, step=2, label="sft_on_chosen")
+        stop_at(patch, step=2, folder="sft_on_chosen")
         with pytest.raises(Interrupted):
             train_comparison_arms(recipe, run)
     plain = weights(run, "dpo/arms/dpo_plain/adapter")
@@ -242,11 +292,8 @@ def test_comparison_arms_are_trained_and_a_finished_one_is_not_trained_twice(
     assert "dpo_plain is finished, reusing" in capsys.readouterr().out
     assert list(results) == ["dpo_plain", "sft_on_chosen"]
     assert sorted(p.name for p in run.require("dpo/arms").iterdir()) == sorted(results)
-    assert all(
-        torch.equal(plain[n], v) for n, v in weights(run, "dpo/arms/dpo_plain/adapter").items()
-    )
-    other = weights(run, "dpo/arms/sft_on_chosen/adapter")
-    assert not all(torch.equal(plain[name], other[name]) for name in plain)
+    assert same_weights(plain, weights(run, "dpo/arms/dpo_plain/adapter"))
+    assert not same_weights(plain, weights(run, "dpo/arms/sft_on_chosen/adapter"))
     assert (
         results["dpo_plain"].metrics["eval_loss"] != results["sft_on_chosen"].metrics["eval_loss"]
     )
@@ -259,10 +306,16 @@ def test_no_comparison_arms_is_an_empty_folder(tmp_path):
     assert list(run.require("dpo/arms").iterdir()) == []
 
 
-def test_pairs_that_are_left_out_are_counted(tmp_path):
-    recipe, run = reference_run(tmp_path / "run", {"dpo.max_steps": 1, "dpo.guardrail_notes": 0})
-    frame = pd.read_parquet(run.path("pairs/train.parquet"))
-    assert train_dpo(recipe, run).notes["pairs"] == len(frame) == 10
+def test_an_arm_trained_after_another_is_the_one_trained_alone(tmp_path):
+    # The policy is loaded once, and starts at the SFT adapter for each arm.
+    settings = {"dpo.max_steps": 2, "dpo.guardrail_notes": 0}
+    adapters = []
+    for number, arms in enumerate((["dpo_plain", "sft_on_chosen"], ["sft_on_chosen"])):
+        settings["dpo.comparison_arms"] = arms
+        recipe, run = reference_run(tmp_path / str(number), settings)
+        train_comparison_arms(recipe, run)
+        adapters.append(weights(run, "dpo/arms/sft_on_chosen/adapter"))
+    assert same_weights(*adapters)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -281,4 +334,4 @@ def test_quantised_weights_go_through_sft_reference_and_dpo_and_start_at_ln_2(
     result = train_dpo(recipe, run)
     assert result.notes["start_loss"] == pytest.approx(math.log(2), abs=0.01)
     assert result.notes["lora_tensors"] == 28
-    assert find_last_checkpoint(run.checkpoint_dir("dpo", recipe)) is not None
+    assert len(list(run.checkpoint_dir("dpo", recipe).glob("checkpoint-1/state.json"))) == 1

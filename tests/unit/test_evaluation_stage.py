@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard
 from tiny_nli import write_nli_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hallulib.adapters import attach_adapter, save_adapter
 from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
 from hallulib.data import prepare_data
@@ -31,7 +30,7 @@ from hallulib.evaluation import (
     result_sentences,
 )
 from hallulib.files import read_jsonl
-from hallulib.models import load_base_model
+from hallulib.models import attach_adapter, load_base_model, save_adapter
 from hallulib.recipe import load_recipe
 from hallulib.run import STAGES, Run
 
@@ -60,7 +59,7 @@ def write_adapter(recipe, folder: Path, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.5)
-    save_adapter(model, folder, recipe)
+    save_adapter(model, folder)
 
 
 def make_trained_run(root: Path, model_dir: Path, **changes):

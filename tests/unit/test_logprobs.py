@@ -8,11 +8,10 @@ from tiny_model import DRUGS, make_frame, make_recipe, make_texts, shared_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hallulib import scoring
-from hallulib.adapters import attach_adapter
 from hallulib.dpo.batching import TokenPair, collate_pairs, tokenise_pair, tokenise_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.errors import DataError, HallulibError
-from hallulib.models import load_base_model, render_prompt
+from hallulib.models import attach_adapter, load_base_model, render_prompt
 
 pytestmark = pytest.mark.unit
 

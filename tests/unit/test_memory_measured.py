@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hallulib.watch import TensorPeak
 from tiny_dpo import build_trainer, reference_run
 from tiny_model import make_recipe, start_run
 
@@ -13,7 +14,6 @@ from hallulib.memory import budget, check_fits, compare_with_measured, preflight
 from hallulib.meter import Expectation, measure, note_tensor_peak, take_comparison
 from hallulib.models import load_policy
 from hallulib.sft import train_sft
-from hallulib.watch import TensorPeak
 
 pytestmark = pytest.mark.unit
 

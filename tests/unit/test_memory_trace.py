@@ -9,7 +9,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 
 from hallulib import scoring
-from hallulib.adapters import attach_adapter
 from hallulib.errors import HallulibError
 from hallulib.memory import Levers, load_model_config, predict_peak
 from hallulib.memory.peak import change_recipe
@@ -17,7 +16,7 @@ from hallulib.memory.prediction_cache import PredictionCache
 from hallulib.memory.steps import StepShape
 from hallulib.memory.strategies import STRATEGIES
 from hallulib.memory.tracing import trace_real, trace_strategy
-from hallulib.models import load_base_model
+from hallulib.models import attach_adapter, load_base_model
 from hallulib.recipe import load_recipe
 from hallulib.sft import SftTrainer
 from hallulib.tracker import StorageTracker, follow_model

@@ -1,13 +1,16 @@
 """The meter sees memory that is really used and time that really passes."""
 
+import json
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
 from hallulib import meter as meter_module
-from hallulib.meter import PeakSampler, measure
+from hallulib.errors import HallulibError
+from hallulib.meter import PeakSampler, explain_out_of_memory, measure
 
 pytestmark = pytest.mark.unit
 
@@ -80,15 +83,13 @@ class FakeCuda:
         return answer
 
 
-def test_on_a_gpu_allocated_and_reserved_are_read_and_the_history_is_written(monkeypatch):
+def test_on_a_gpu_allocated_and_reserved_are_read(monkeypatch):
     cuda = FakeCuda()
     monkeypatch.setattr(meter_module, "_cuda", lambda: cuda)
-    with measure("block", snapshot="history.pickle") as meter:
-        assert cuda.calls == [("reset_peak_memory_stats",), ("_record_memory_history",)]
+    with measure("block") as meter:
+        assert cuda.calls == [("reset_peak_memory_stats",)]
     assert (meter.peak_cuda_bytes, meter.peak_cuda_reserved_bytes) == (7 * MB, 9 * MB)
     assert (meter.device, meter.peak_memory_bytes) == ("cuda (a card)", 7 * MB)
-    assert ("_dump_snapshot", "history.pickle") in cuda.calls
-    assert cuda.calls[-2] == ("_record_memory_history", None)
 
 
 def test_on_an_apple_gpu_the_driver_is_asked_while_the_block_runs(monkeypatch):
@@ -101,3 +102,39 @@ def test_on_an_apple_gpu_the_driver_is_asked_while_the_block_runs(monkeypatch):
     with measure("block") as meter:
         pass
     assert (meter.device, meter.peak_memory_bytes) == ("mps", 11 * MB)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+)
+def test_running_out_of_memory_says_what_to_lower(tmp_path, error):
+    with pytest.raises(HallulibError, match=r"batch of dpo \(rows of up to 900 tokens") as caught:
+        with explain_out_of_memory("dpo", 900, tmp_path / "dpo.json"):
+            raise error
+    assert "dpo.batch_size and raise dpo.gradient_accumulation" in str(caught.value)
+    assert "GiB were in use" in str(caught.value) and "predicted" not in str(caught.value)
+    assert "GPU 0" not in str(caught.value)
+
+
+def test_the_prediction_and_its_advice_stand_beside_what_was_in_use(tmp_path):
+    budget = tmp_path / "sft.json"
+    budget.write_text(json.dumps({"needed": 3 * 2**30, "advice": "Set it smaller."}))
+    said = r"3\.00 GiB were predicted\)[\s\S]*Set it smaller\. Or: "
+    with pytest.raises(HallulibError, match=said), explain_out_of_memory("sft", 10, budget):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_real_allocation_that_fails_is_understood(tmp_path):
+    with pytest.raises(HallulibError), explain_out_of_memory("sft", 10, tmp_path / "sft.json"):
+        torch.empty(2**55)
+
+
+def test_other_errors_pass_unchanged(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"):
+        with explain_out_of_memory("dpo", 10, tmp_path / "dpo.json"):
+            raise RuntimeError("shapes cannot be multiplied")

@@ -9,24 +9,22 @@ import pytest
 import torch
 from tiny_model import build_tokenizer, make_recipe, shared_base, write_base_model
 
-from hallulib.adapters import (
-    attach_adapter,
-    check_gradient_flow,
-    fold_adapter,
-    lora_parameters,
-    save_adapter,
-)
 from hallulib.errors import GateFailed, HallulibError
 from hallulib.files import sha256_file, sha256_tree
 from hallulib.models import (
+    attach_adapter,
+    fold_adapter,
     load_base_model,
     load_policy,
     load_systems,
     load_tokenizer,
+    lora_parameters,
     pick_device,
     render_prompt,
+    save_adapter,
     use_system,
 )
+from hallulib.training import check_gradient_flow
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +40,7 @@ def make_adapter(folder, seed: int, recipe=None):
     for name, parameter in lora_parameters(policy).items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    save_adapter(policy, folder, recipe)
+    save_adapter(policy, folder)
     return policy
 
 
@@ -117,7 +115,7 @@ def test_a_folder_without_an_adapter_is_an_error_that_names_the_notebook(tmp_pat
 def test_a_saved_adapter_names_the_base_as_the_recipe_does_and_is_reproducible(tmp_path):
     recipe = make_recipe()
     policy = make_adapter(tmp_path / "a", 1)
-    save_adapter(policy, tmp_path / "b", recipe)
+    save_adapter(policy, tmp_path / "b")
     assert sha256_tree(tmp_path / "a") == sha256_tree(tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
         "adapter_config.json",

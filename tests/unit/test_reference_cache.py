@@ -15,14 +15,13 @@ import pytest
 import torch
 from tiny_model import copy_sft_run, make_recipe, make_texts, record_pairs
 
-from hallulib.adapters import lora_parameters
 from hallulib.dpo import reference_cache
 from hallulib.dpo.batching import collate_pairs, tokenise_pair
 from hallulib.dpo.logprobs import completion_logps
-from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, compute_logps
+from hallulib.dpo.reference import ReferenceCache, cache_reference, compute_logps
 from hallulib.errors import GateFailed
 from hallulib.files import sha256_tree
-from hallulib.models import load_policy, load_tokenizer
+from hallulib.models import load_policy, load_tokenizer, lora_parameters
 
 pytestmark = pytest.mark.unit
 

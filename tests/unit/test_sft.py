@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from tiny_dpo import Interrupted, same_weights, stop_at, weights
 from tiny_model import copy_sft_run, make_frame, make_recipe, shared_base, start_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hallulib import training
+from hallulib.checkpoints import Log
 from hallulib.errors import DataError, GateFailed
-from hallulib.metrics_log import MetricsLog, read_metrics
-from hallulib.sft import SftTrainer, load_sft_result, tokenise_rows, train_sft
-from hallulib.training import draw_order, find_last_checkpoint
+from hallulib.files import read_jsonl
+from hallulib.sft import load_sft_result, make_task, tokenise_rows, train_sft
+from hallulib.training import InForward, draw_order, evaluate
 
 pytestmark = pytest.mark.unit
-
-
-class Interrupted(Exception):
-    """Stands for a power cut."""
-
-
-def stop_at(monkeypatch, step: int) -> None:
-    """Raise at the end of an optimiser step, before it is logged or saved."""
-    original = MetricsLog.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            raise Interrupted
-        return original(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +34,30 @@ def test_rows_that_do_not_fit_are_left_out_and_counted_never_cut(tokenizer):
         tokenise_rows(frame, tokenizer, max_length=10)
 
 
-def test_the_loss_and_accuracy_count_completion_tokens_only(tokenizer, tmp_path):
+def test_the_loss_and_accuracy_count_completion_tokens_only(tokenizer):
     rows, _ = tokenise_rows(make_frame(5, "train"), tokenizer, max_length=160)
-    recipe = make_recipe()
     model = AutoModelForCausalLM.from_pretrained(shared_base())
-    args = training.build_arguments(recipe, recipe.sft, tmp_path, "linear")
-    trainer = SftTrainer(model, recipe, args, rows, rows, tokenizer.pad_token_id)
-    loss, sums = trainer.measure(trainer.model, trainer.collate(rows))
+    task = make_task(rows, rows, tokenizer.pad_token_id)
+    loss, sums = task.measure(InForward(model), task.collate(rows, True), 1.0)
     nll, hits, count = 0.0, 0, 0
     for row in rows:
-        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+        ids = torch.tensor([row.prompt_ids + row.completion_ids])
         logps = model(ids).logits[0].log_softmax(-1)
-        for place in range(len(row["prompt_ids"]), ids.shape[1]):
+        for place in range(len(row.prompt_ids), ids.shape[1]):
             nll -= logps[place - 1, ids[0, place]].item()
             hits += int(logps[place - 1].argmax() == ids[0, place])
             count += 1
     assert loss.item() == pytest.approx(nll / count, abs=1e-5)
     assert (int(sums["token_accuracy"][0]), sums["token_accuracy"][1]) == (hits, count)
     # The mean over all rows does not depend on how they fall into batches.
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(nll / count, abs=1e-5)
+    assert evaluate(model, task, 2)["eval_loss"] == pytest.approx(nll / count, abs=1e-5)
 
 
 def test_training_writes_the_adapter_and_metrics_and_lowers_the_loss(tmp_path):
     recipe = make_recipe()
     run = copy_sft_run(tmp_path / "run", recipe)
     result = load_sft_result(run)
-    rows = read_metrics(run.require("sft/metrics.jsonl"))
+    rows = read_jsonl(run.require("sft/metrics.jsonl"))
     evaluated = [row for row in rows if "eval_loss" in row]
     assert [row["step"] for row in evaluated] == [0, 2, 4]
     assert evaluated[-1]["eval_loss"] < evaluated[0]["eval_loss"]
@@ -113,47 +93,77 @@ def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkey
     assert not broken.path("sft/adapter").exists()
     train_sft(recipe, broken)
     assert "resuming from" in capsys.readouterr().out
-    a, b = (
-        load_file(run.path("sft/adapter/adapter_model.safetensors")) for run in (straight, broken)
-    )
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert read_metrics(straight.path("sft/metrics.jsonl")) == read_metrics(
-        broken.path("sft/metrics.jsonl")
-    )
+    assert same_weights(weights(straight, "sft/adapter"), weights(broken, "sft/adapter"))
+    logs = [read_jsonl(run.path("sft/metrics.jsonl")) for run in (straight, broken)]
+    assert logs[0] == logs[1]
+
+
+def make_worse_from(monkeypatch, step: int) -> None:
+    """From this step on the log gets a higher validation loss than was measured."""
+    original = Log.write
+
+    def write(self, at, values):
+        if at >= step and "eval_loss" in values:
+            values = values | {"eval_loss": values["eval_loss"] + 10.0}
+        return original(self, at, values)
+
+    monkeypatch.setattr(Log, "write", write)
 
 
 def test_the_best_and_the_last_checkpoint_are_kept(tmp_path, monkeypatch):
     # Saved every 8 steps, evaluated every 2: the best must be saved although it is not due.
     recipe = make_recipe({"sft.max_steps": 8, "sft.save_steps": 8, "sft.warmup_steps": 0})
     run = start_run(tmp_path / "run", recipe)
-    worse_from = 4
-    original = SftTrainer.evaluate
-
-    def evaluate(self, *args, **kwargs):
-        metrics = original(self, *args, **kwargs)
-        if self.state.global_step > worse_from:
-            metrics["eval_loss"] += 10.0
-        return metrics
-
-    monkeypatch.setattr(SftTrainer, "evaluate", evaluate)
+    make_worse_from(monkeypatch, 5)
     result = train_sft(recipe, run)
     assert result.best_step == 4
     folder = run.checkpoint_dir("sft", recipe)
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
-    saved = load_file(result.adapter / "adapter_model.safetensors")
-    best = load_file(folder / "checkpoint-4/adapter_model.safetensors")
-    last = load_file(folder / "checkpoint-8/adapter_model.safetensors")
-    assert all(torch.equal(saved[name], best[name]) for name in saved)
-    assert not all(torch.equal(saved[name], last[name]) for name in saved)
+    saved, best, last = (
+        weights(run, path) for path in (result.adapter, *sorted(folder.glob("checkpoint-*")))
+    )
+    assert same_weights(saved, best) and not same_weights(saved, last)
 
 
-def test_a_checkpoint_that_was_cut_off_while_written_does_not_count(tmp_path):
-    for step in (2, 4):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-2/trainer_state.json").write_text(json.dumps({"global_step": 2}))
-    (tmp_path / "checkpoint-4/trainer_state.json").write_text('{"global_st')
-    assert find_last_checkpoint(tmp_path).name == "checkpoint-2"
-    assert find_last_checkpoint(tmp_path / "nowhere") is None
+def test_a_checkpoint_holds_adapter_optimiser_and_random_states_and_not_the_base_model(tmp_path):
+    recipe = make_recipe({"sft.max_steps": 2})
+    run = start_run(tmp_path / "run", recipe)
+    train_sft(recipe, run)
+    folder = run.checkpoint_dir("sft", recipe) / "checkpoint-2"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "optimizer.bin",
+        "random_states_0.pkl", "scheduler.bin", "state.json",
+    ]  # fmt: skip
+    assert not any("embed" in name for name in weights(run, folder))
+
+
+def test_a_checkpoint_that_was_cut_off_while_written_does_not_count(tmp_path, monkeypatch, capsys):
+    recipe = make_recipe()
+    run = start_run(tmp_path / "run", recipe)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step=4)
+        with pytest.raises(Interrupted):
+            train_sft(recipe, run)
+    folder = run.checkpoint_dir("sft", recipe)
+    (folder / "checkpoint-2").rename(folder / "checkpoint-3")
+    (folder / "checkpoint-3/state.json").unlink()  # the file that is written last
+    train_sft(recipe, run)
+    assert "resuming" not in capsys.readouterr().out
+
+
+def test_micro_batches_train_as_one_large_batch_does(tmp_path):
+    # A step is all eight rows. They are of unequal length, so a mean of means would weigh their
+    # tokens unequally.
+    found = []
+    for parts in (1, 4):
+        settings = {"sft.batch_size": 8 // parts, "sft.gradient_accumulation": parts}
+        recipe = make_recipe(settings)
+        run = start_run(tmp_path / f"run{parts}", recipe, train=8)
+        train_sft(recipe, run)
+        rows = [r for r in read_jsonl(run.path("sft/metrics.jsonl")) if "grad_norm" in r]
+        found.append(([row["loss"] for row in rows], [row["grad_norm"] for row in rows]))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
 def test_every_row_comes_once_before_any_comes_again():
@@ -196,6 +206,21 @@ def test_tensorboard_gets_the_curves_when_the_recipe_asks_for_it(tmp_path):
     events.Reload()
     assert {"train/loss", "train/token_accuracy", "eval/loss"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+
+
+def test_the_longest_rows_run_before_anything_is_trained(tmp_path, monkeypatch):
+    recipe = make_recipe()
+    run = start_run(tmp_path / "run", recipe)
+    seen, original = [], torch.nn.Embedding.forward
+
+    def forward(self, ids):
+        seen.append((self.weight.requires_grad, ids.shape))
+        return original(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", forward)
+    train_sft(recipe, run)
+    widths = [shape[1] for _, shape in seen]
+    assert seen[0][1][0] == 4 and widths[0] == max(widths)
 
 
 def test_a_frame_without_a_fitting_row_stops_the_stage_before_a_model_is_loaded(tmp_path):

@@ -1,37 +1,33 @@
-"""Runs in which everything before DPO is finished, and ways to interrupt the training."""
+"""Runs in which everything before DPO is finished, and ways to interrupt a training."""
 
 from __future__ import annotations
 
 import shutil
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from tiny_model import copy_sft_run, make_recipe, record_pairs, shared_folder
 
-from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, load_pairs
-from hallulib.dpo.step import Arm
-from hallulib.dpo.trainer import SequentialDPOTrainer
-from hallulib.metrics_log import MetricsLog
-from hallulib.models import load_policy, load_tokenizer
+from hallulib.checkpoints import Log
+from hallulib.dpo.reference import cache_reference
 from hallulib.run import Run
-
-BOTH = Arm("dpo", preference=True, sft_weight=1.0)
 
 
 class Interrupted(Exception):
     """Stands for a power cut."""
 
 
-def stop_at(monkeypatch, step: int, label: str = "dpo") -> None:
-    original = MetricsLog.on_step_end
+def stop_at(monkeypatch, step: int, folder: str = "") -> None:
+    """Raise when an optimiser step is over, before it is logged or saved; `folder`: in which the
+    training keeps its checkpoints, if it is to be that one only."""
+    original = Log.write
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == step and self.label == label:
+    def write(self, at, values):
+        if at == step and "grad_norm" in values and folder in str(self.folder):
             raise Interrupted
-        return original(self, args, state, control, **kwargs)
+        return original(self, at, values)
 
-    monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
+    monkeypatch.setattr(Log, "write", write)
 
 
 def reference_run(folder, overrides=None):
@@ -46,15 +42,10 @@ def reference_run(folder, overrides=None):
     return recipe, Run.open(folder, recipe)
 
 
-def build_trainer(recipe, run, folder, arm=BOTH, policy=None, shift: float = 0.0):
-    """The trainer as `train_arm` builds it, with a reference that can be made wrong."""
-    tokenizer = load_tokenizer(recipe)
-    policy = policy or load_policy(recipe, run.require("sft/adapter"), trainable=True)
-    cache = ReferenceCache.open(run.require("reference"), recipe, policy, tokenizer)
-    cache.rows = {a: (c + np.float32(shift), r) for a, (c, r) in cache.rows.items()}
-    parts = [load_pairs(run, s, tokenizer, recipe).pairs for s in ("train", "validation")]
-    return SequentialDPOTrainer(policy, recipe, arm, folder, cache, parts, tokenizer.pad_token_id)
-
-
 def weights(run, where: str = "dpo/adapter") -> dict[str, torch.Tensor]:
     return load_file(run.path(where) / "adapter_model.safetensors")
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two adapters are the same to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,165 @@
+"""What survives an interruption of training: the log, the checkpoints, and the step that ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
+from peft import PeftModel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hallulib.errors import GateFailed
+from hallulib.files import (
+    append_lines,
+    display_path,
+    recover_lines,
+    write_json_atomic,
+    write_jsonl,
+)
+from hallulib.models import save_adapter
+from hallulib.processes import is_main_process, process_rank, wait_for_all
+
+METRICS_FILE = "metrics.jsonl"
+STATE_FILE = "state.json"  # written last: a checkpoint without it does not count
+
+
+class Log:
+    """Every logged value, in `folder`/metrics.jsonl and, where `board` is a folder, TensorBoard.
+
+    Under several processes each keeps the rows, and the main one writes them.
+    """
+
+    def __init__(self, folder: Path, board: Path | None = None) -> None:
+        self.folder, self.board, self.writer = folder, board, None
+        self.rows: list[dict[str, Any]] = []
+
+    def start(self, step: int) -> None:
+        """Take up the record at a checkpoint: what was logged later will be done again."""
+        rows = recover_lines(self.folder / METRICS_FILE)
+        self.rows = [row for row in rows if row["step"] <= step] if step else []
+        wait_for_all()  # everybody has read it before it is written
+        if not is_main_process():
+            return
+        write_jsonl(self.folder / METRICS_FILE, self.rows)
+        if self.board:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            if not step:
+                shutil.rmtree(self.board, ignore_errors=True)
+            self.writer = SummaryWriter(str(self.board), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one row {"step": step, **values}."""
+        self.rows.append({"step": step, **values})
+        if is_main_process():
+            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+                append_lines(file, self.rows[-1:])
+        for name, value in values.items() if self.writer else ():
+            group = name.replace("eval_", "eval/") if "eval_" in name else name
+            self.writer.add_scalar(group if "/" in group else f"train/{name}", value, step)
+
+    def values_at(self, step: int, *prefixes: str) -> dict[str, float]:
+        """Return the values that were logged at a step and whose names begin so."""
+        at_step = [row for row in self.rows if row["step"] == step]
+        return {k: v for row in at_step for k, v in row.items() if k.startswith(prefixes)}
+
+    def find_best_step(self) -> int:
+        """Return the step with the lowest validation loss; the start does not count."""
+        measured = [row for row in self.rows if "eval_loss" in row and row["step"]]
+        return min(measured, key=lambda row: row["eval_loss"])["step"] if measured else 0
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self.writer:
+            self.writer.close()
+
+
+def name_checkpoint(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return folder / f"checkpoint-{step}"
+
+
+def find_last_step(folder: Path) -> int:
+    """Return the step of the newest complete checkpoint, 0 without one.
+
+    One that was cut off while it was written does not count.
+    """
+    complete = [path.parent.name for path in folder.glob(f"checkpoint-*/{STATE_FILE}")]
+    return max((int(name.rpartition("-")[2]) for name in complete), default=0)
+
+
+def save_checkpoint(
+    policy: PeftModel,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    log: Log,
+    step: int,
+    reference: str,
+) -> None:
+    """Save adapter, optimiser, schedule and random states; this checkpoint and the best are kept.
+
+    The base model is not in it. Raises GateFailed when a weight is no number any more.
+    """
+    if any(not p.isfinite().all() for p in policy.parameters() if p.requires_grad):
+        raise GateFailed(
+            "Training led to weights that are not numbers.", "Lower the learning rate."
+        )
+    path = name_checkpoint(log.folder, step)
+    if is_main_process():
+        save_adapter(policy, path)
+    wait_for_all()
+    save_accelerator_state(path, [], [optimizer], [scheduler], [], process_rank(), step)
+    wait_for_all()
+    if is_main_process():
+        write_json_atomic(path / STATE_FILE, {"step": step, "reference": reference})
+        kept = {path, name_checkpoint(log.folder, log.find_best_step())}
+        for old in set(log.folder.glob("checkpoint-*")) - kept:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(
+    policy: PeftModel, optimizer: Optimizer, scheduler: LRScheduler, folder: Path, reference: str
+) -> int:
+    """Put everything back as it was at the last checkpoint; returns its step, 0 without one.
+
+    Raises GateFailed where it was trained against another reference than `reference`.
+    """
+    step = find_last_step(folder)
+    wait_for_all()  # everybody has seen the same one
+    if not step:
+        return 0
+    path = name_checkpoint(folder, step)
+    began_with = json.loads((path / STATE_FILE).read_text("utf-8"))["reference"]
+    if began_with != reference:
+        raise GateFailed(
+            f"{display_path(path)} was trained against reference {began_with[:12] or 'none'}, and "
+            f"the run now has {reference[:12]}.",
+            "Start DPO anew (`--force`), or restore the SFT adapter and the cache it began with.",
+        )
+    print(f"resuming from {display_path(path)}")
+    policy.load_adapter(str(path), "default", is_trainable=True)
+    load_accelerator_state(path, [], [optimizer], [scheduler], [], process_rank())
+    return step
+
+
+@contextmanager
+def note_signals() -> Iterator[list[int]]:
+    """Within the block Ctrl-C and SIGTERM are only noted, so that a step can end before they do."""
+    noted: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
