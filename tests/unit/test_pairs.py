@@ -14,6 +14,7 @@ from hallulib.dpo import sampled as sampled_module
 from hallulib.dpo.pairs import build_pairs, draw_notes, load_pairs_result, split_groups
 from hallulib.dpo.sampled import build_judge, choose_pair, judge_sample, read_candidates
 from hallulib.errors import DataError
+from hallulib.files import sha256_text
 from hallulib.generation import Generation
 
 pytestmark = pytest.mark.unit
@@ -151,6 +152,27 @@ def test_every_pair_is_made_of_two_samples_of_the_policy_and_none_of_the_referen
         seen.append((chosen["errors"], rejected["errors"]))
     means = [sum(side) / len(seen) for side in zip(*seen, strict=True)]
     assert (result.chosen_errors, result.rejected_errors) == pytest.approx(tuple(means))
+
+
+def test_the_same_candidates_make_the_same_pairs_as_ever(tmp_path):
+    recipe = make_recipe({"pairs.notes": 24})
+    run = copy_sft_run(tmp_path / "run", recipe)
+    folder = run.checkpoint_dir("pairs", recipe)
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(24):
+        draws = [(number * 7 + k * 5) % 11 for k in range(3)]
+        samples = [
+            sample(f"{d % 5} of {number}", d % 3, 1 + d % 2, "length" if d == 9 else "stop")
+            for d in draws
+        ]
+        lines.append(json.dumps({"id": f"train-{number}", "samples": samples}) + "\n")
+    (folder / "candidates.jsonl").write_text("".join(lines))
+    build_pairs(recipe, run)
+    parts = [pd.read_parquet(run.path(f"pairs/{s}.parquet")) for s in ("train", "validation")]
+    text = "".join(part.to_json(orient="records") for part in parts)
+    assert [len(part) for part in parts] == [7, 2]
+    assert sha256_text(text).startswith("2de3afa508c91495")
 
 
 def test_too_few_pairs_is_an_error_that_counts_what_became_of_the_notes(tmp_path, monkeypatch):
