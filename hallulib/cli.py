@@ -37,7 +37,7 @@ STAGE_FUNCTIONS = {
     "sft": "hallulib.sft:train_sft",
     "memory": "hallulib.memory:predict_budget",
     "pairs": "hallulib.dpo:build_pairs",
-    "reference": "hallulib.dpo.reference_cache:cache_reference",
+    "reference": "hallulib.dpo.reference:cache_reference",
     "dpo": "hallulib.dpo.train:train_dpo",
     "comparison": "hallulib.dpo.arms:train_comparison_arms",
     "evaluation": "hallulib.evaluation:evaluate_systems",

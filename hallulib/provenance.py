@@ -79,7 +79,7 @@ STAGES: dict[str, StageSpec] = {
         inputs=(*_PAIRS, "sft/adapter"),
         outputs=("reference",),
         sections=("model", "reference"),
-        code=("dpo/reference_cache.py",),
+        code=("dpo/reference.py",),
     ),
     "dpo": StageSpec(
         "05_sequential_dpo",

@@ -1,18 +1,13 @@
 """Sequential DPO: pairs, the cached reference, and the training that uses it."""
 
-from __future__ import annotations
+from hallulib.dpo.arms import train_comparison_arms
+from hallulib.dpo.batching import load_pairs
+from hallulib.dpo.losses import dpo_loss
+from hallulib.dpo.pairs import build_judge, build_pairs
+from hallulib.dpo.reference import ReferenceCache, cache_reference
+from hallulib.dpo.train import train_dpo
 
-import lazy_loader
-
-# Loaded on first use: `dpo.losses` is a leaf that needs none of the rest.
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "arms": ["train_comparison_arms"],
-        "losses": ["dpo_loss"],
-        "pairs": ["build_judge", "build_pairs"],
-        "reference_cache": ["ReferenceCache", "cache_reference", "load_pairs"],
-        "strategies": ["compare_strategies"],
-        "train": ["train_dpo"],
-    },
-)
+__all__ = [
+    "ReferenceCache", "build_judge", "build_pairs", "cache_reference", "dpo_loss", "load_pairs",
+    "train_comparison_arms", "train_dpo",
+]  # fmt: skip

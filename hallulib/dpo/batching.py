@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import NamedTuple
 
-import numpy as np
+import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hallulib.errors import DataError
+from hallulib.recipe_sections import ModelSection
+from hallulib.run import Run
 from hallulib.scoring import encode_completion, pad_rows
 
 
@@ -20,13 +23,16 @@ from hallulib.scoring import encode_completion, pad_rows
 class TokenPair:
     """Token ids of one pair; both completions follow the same prompt ids and end in one EOS.
 
-    `shortened`: words of the prompt were cut so that the pair fits.
+    `shortened`: words of the prompt were cut so that the pair fits. `ref_chosen_logps`,
+    `ref_rejected_logps`: what the reference gives the completions, in nats (0 until it is known).
     """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
     shortened: bool = field(default=False, compare=False)
+    ref_chosen_logps: float = field(default=0.0, compare=False)
+    ref_rejected_logps: float = field(default=0.0, compare=False)
 
     @property
     def length(self) -> int:
@@ -36,11 +42,8 @@ class TokenPair:
     @property
     def address(self) -> bytes:
         """sha256 of the token ids and of which of them are completion: what the pair is."""
-        digest = sha256()
-        for ids in (self.prompt_ids, self.chosen_ids, self.rejected_ids):
-            digest.update(len(ids).to_bytes(8, "little"))
-            digest.update(np.asarray(ids, dtype="<i8").tobytes())
-        return digest.digest()
+        content = json.dumps([self.prompt_ids, self.chosen_ids, self.rejected_ids])
+        return sha256(content.encode()).digest()
 
 
 def tokenise_pair(
@@ -75,16 +78,19 @@ def fit_pair(
 
 
 class TokenisedPairs(NamedTuple):
-    """The pairs that can be trained on, and how many rows were left out, by reason."""
+    """The pairs that can be trained on; `report`: what was done to the others, and to how many."""
 
     pairs: list[TokenPair]
-    dropped: dict[str, int]
+    report: dict[str, int]
 
-    def report(self, split: str) -> dict[str, int]:
-        """Return what was done to the pairs of a split, and to how many; nothing is left unsaid."""
-        shortened = sum(pair.shortened for pair in self.pairs)
-        done = {f"{split} pairs left out, {why}": count for why, count in self.dropped.items()}
-        return done | ({f"{split} prompts shortened to fit": shortened} if shortened else {})
+
+def load_pairs(
+    run: Run, split: str, tokenizer: PreTrainedTokenizerBase, model: ModelSection
+) -> TokenisedPairs:
+    """Return the tokenised pairs of a split of the run, and what was left out or shortened."""
+    frame = pd.read_parquet(run.require(f"pairs/{split}.parquet"))
+    rows = frame[["prompt", "chosen", "rejected"]].to_dict("records")
+    return tokenise_pairs(tokenizer, rows, model.max_length, model.truncation_side)
 
 
 def tokenise_pairs(
@@ -97,26 +103,27 @@ def tokenise_pairs(
 
     A completion is never cut: what is too long is taken from the prompt (:func:`fit_pair`).
     """
-    pairs, dropped, count = [], Counter(), 0
+    pairs: list[TokenPair] = []
+    report: Counter[str] = Counter()
     for row in rows:
-        count += 1
         if not row["chosen"].strip() or not row["rejected"].strip():
-            dropped["empty completion"] += 1
+            report["left out, empty completion"] += 1
             continue
         pair = fit_pair(tokenizer, row, max_length, side)
         if pair is None:
-            dropped["completion longer than model.max_length"] += 1
+            report["left out, completion longer than model.max_length"] += 1
         elif pair.chosen_ids == pair.rejected_ids:
-            dropped["identical completions"] += 1
+            report["left out, identical completions"] += 1
         else:
             pairs.append(pair)
+            report["with a prompt shortened to fit"] += pair.shortened
     if not pairs:
         raise DataError(
-            f"None of {count} pairs can be trained on: {dict(dropped)}.",
+            f"None of {report.total()} pairs can be trained on: {dict(report)}.",
             f"Raise model.max_length (now {max_length}), or make more pairs in notebook "
             "04_reference_cache (pairs.notes, pairs.samples_per_note).",
         )
-    return TokenisedPairs(pairs, dict(dropped))
+    return TokenisedPairs(pairs, dict(+report))  # + drops what counts 0
 
 
 def collate_pairs(
@@ -126,7 +133,8 @@ def collate_pairs(
 
     predictors, targets (completion tokens,): the flat position in input_ids that predicts each
     completion token, and that token; all chosen completions first, then all rejected. counts
-    (completions,): tokens of each. And, by layout:
+    (completions,): tokens of each. ref_chosen_logps, ref_rejected_logps (pairs,): what the pairs
+    carry, in nats. And, by layout:
 
     plain   input_ids (completions, tokens), padded on the right, the prompt before each completion
     shared  input_ids, position_ids (1, tokens), each pair as [prompt | chosen | rejected] without
@@ -145,6 +153,8 @@ def collate_pairs(
         "predictors": torch.tensor(predictors),
         "targets": torch.tensor([token for ids in completions for token in ids]),
         "counts": torch.tensor([len(ids) for ids in completions]),
+        "ref_chosen_logps": torch.tensor([pair.ref_chosen_logps for pair in pairs]),
+        "ref_rejected_logps": torch.tensor([pair.ref_rejected_logps for pair in pairs]),
     }
 
 
@@ -177,6 +187,5 @@ def _lay_out_shared(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) 
             ids += completion
             positions += range(prompt, prompt + len(completion))
         lengths.append([prompt, len(pair.chosen_ids), 0 if chosen_only else len(pair.rejected_ids)])
-    batch = {"input_ids": ids, "position_ids": positions}
-    batch = {name: torch.tensor([values]) for name, values in batch.items()}
+    batch = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
     return batch | {"pair_lengths": torch.tensor(lengths)}, starts[0] + starts[1]

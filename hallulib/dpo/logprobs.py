@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.prefix_sharing import NAME, PairLayout, enable_prefix_sharing
-from hallulib.recipe import Recipe
 from hallulib.scoring import read_hidden_states, score_tokens, unwrap_model
 
+CHECKED_PAIRS = 4  # scored both ways before prompts are shared
 # How far a token's log-prob (nats) may differ between the layouts before sharing is given up.
-CHECKED_PAIRS = 4
 LAYOUT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}
 
 
@@ -56,26 +55,27 @@ class LayoutChoice:
 
 
 def choose_layout(
-    model: torch.nn.Module, pairs: Sequence[TokenPair], pad_id: int, recipe: Recipe
+    model: torch.nn.Module, pairs: Sequence[TokenPair], pad_id: int, prefix_sharing: str, dtype: str
 ) -> LayoutChoice:
-    """Share prompts where the model can, shown on `pairs`; else say why the plain layout is used.
+    """Share prompts where the model can, shown on a few `pairs`; else say why it cannot.
 
-    Both layouts score the same pairs once, without gradients. A model whose attention does not go
-    through transformers' interface, or adds something this cannot express, falls back here.
+    `prefix_sharing` is "auto" or "off". Both layouts score the same pairs once, without gradients.
+    A model whose attention does not go through transformers' interface, or adds something this
+    cannot express, falls back to the plain layout here.
     """
-    if recipe.dpo.prefix_sharing == "off":
+    if prefix_sharing == "off":
         return LayoutChoice(False, "dpo.prefix_sharing is off")
     base = unwrap_model(model)
     before = base.config._attn_implementation
     if before not in ("sdpa", NAME):
         return LayoutChoice(False, f"model.attention is {before}, not sdpa")
     try:
-        difference = _compare_layouts(model, base, pairs, pad_id)
+        difference = _compare_layouts(model, base, pairs[:CHECKED_PAIRS], pad_id)
     except Exception as error:  # whatever a foreign architecture raises: the plain layout works
         reason = f"{type(base).__name__} cannot: {type(error).__name__}: {error}"
         difference = None
     else:
-        limit = LAYOUT_TOLERANCE[recipe.model.dtype]
+        limit = LAYOUT_TOLERANCE[dtype]
         if difference <= limit:
             return LayoutChoice(True, "both layouts agree", difference)
         reason = f"the layouts differ by {difference:.3g} nats (up to {limit} is rounding)"

@@ -146,7 +146,7 @@ def make_recipe(overrides: dict[str, Any] | None = None, base: Path | None = Non
         "lora": {"r": 4, "alpha": 8},
         "sft": {"batch_size": 4, "max_steps": 4, "warmup_steps": 1, "eval_steps": 2},
         "pairs": {"notes": 12, "samples_per_note": 3, "batch_size": 12, "validation_share": 0.25},
-        "reference": {"batch_size": 4, "shard_size": 4},
+        "reference": {"batch_size": 4},
         "dpo": {
             "batch_size": 4,
             "max_steps": 6,
