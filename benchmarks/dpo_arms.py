@@ -108,7 +108,7 @@ def run_ours(folder: Path, steps: int, shared: bool) -> dict:
     """Our reference pass and trainer, without evaluation and guardrail, as TRL has none here."""
     from hallulib.adapters import attach_adapter
     from hallulib.dpo.logprobs import choose_layout
-    from hallulib.dpo.reference_cache import ReferenceCache
+    from hallulib.dpo.reference import ReferenceCache
     from hallulib.dpo.step import Arm
     from hallulib.dpo.trainer import SequentialDPOTrainer
     from hallulib.models import load_base_model, load_tokenizer
@@ -129,13 +129,15 @@ def run_ours(folder: Path, steps: int, shared: bool) -> dict:
     model = load_base_model(recipe)
     set_seed(0)
     policy = attach_adapter(model, recipe)
-    layout = choose_layout(policy, pairs[:1], tokenizer.pad_token_id, recipe)
+    layout = choose_layout(
+        policy, pairs[:1], tokenizer.pad_token_id, recipe.dpo.prefix_sharing, recipe.model.dtype
+    )
     assert layout.shared == shared, layout
-    cache = ReferenceCache.open(Path(tempfile.mkdtemp(dir=folder)), recipe, policy, tokenizer)
+    cache = ReferenceCache.open(Path(tempfile.mkdtemp(dir=folder)), recipe.model, policy, tokenizer)
     began = time.process_time()
-    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe, shared)
+    cache.fill(policy, pairs, tokenizer.pad_token_id, PAIRS_PER_STEP, shared)
     reference_seconds = time.process_time() - began
-    stored = sum(file.stat().st_size for file in cache.folder.glob("shard-*"))
+    stored = cache.file.stat().st_size
     arm = Arm("dpo", preference=True, sft_weight=0.0)
     trainer = SequentialDPOTrainer(
         policy, recipe, arm, folder / "ours", cache, (pairs, []), tokenizer.pad_token_id, shared

@@ -20,7 +20,7 @@ from blocks import replace_block
 from hallulib.data import prepare_data
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.pairs import build_pairs
-from hallulib.dpo.reference_cache import cache_reference
+from hallulib.dpo.reference import cache_reference
 from hallulib.dpo.train import train_dpo
 from hallulib.evaluation import evaluate_systems
 from hallulib.evaluation.metrics import PRIMARY

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hallulib.adapters import save_adapter
 from hallulib.dpo import gates
+from hallulib.dpo.batching import load_pairs
 from hallulib.dpo.guardrail import BEST_FOLDER, STEP_FILE, Guardrail
-from hallulib.dpo.logprobs import CHECKED_PAIRS, choose_layout
-from hallulib.dpo.reference_cache import ReferenceCache, load_pairs
+from hallulib.dpo.logprobs import choose_layout
+from hallulib.dpo.reference import ReferenceCache
 from hallulib.dpo.step import Arm
 from hallulib.dpo.trainer import SequentialDPOTrainer
 from hallulib.files import write_text_atomic
@@ -67,12 +68,14 @@ def train_arm(recipe: Recipe, run: Run, arm: Arm, folder: Path, checkpoints: Pat
     policy = load_policy(recipe, run.require("sft/adapter"), trainable=True)
     gates.check_single_adapter(policy)
     gates.check_adapter_file(policy, run.require("sft/adapter"))
-    cache = ReferenceCache.open(run.require("reference"), recipe, policy, tokenizer)
-    train, dropped = load_pairs(run, "train", tokenizer, recipe)
-    validation, _ = load_pairs(run, "validation", tokenizer, recipe)
+    cache = ReferenceCache.open(run.require("reference"), recipe.model, policy, tokenizer)
+    train, dropped = load_pairs(run, "train", tokenizer, recipe.model)
+    validation, _ = load_pairs(run, "validation", tokenizer, recipe.model)
     gates.check_pairs(train + validation)
-    differs = cache.spot_check(policy, train, tokenizer.pad_token_id, recipe)
-    layout = choose_layout(policy, train[:CHECKED_PAIRS], tokenizer.pad_token_id, recipe)
+    pad_id = tokenizer.pad_token_id
+    rows = recipe.reference.spot_check_rows
+    differs = cache.spot_check(policy, train, pad_id, rows, recipe.seed)
+    layout = choose_layout(policy, train, pad_id, recipe.dpo.prefix_sharing, recipe.model.dtype)
     print(layout)
     last = find_last_checkpoint(checkpoints)
     if last:

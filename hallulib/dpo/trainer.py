@@ -14,7 +14,7 @@ from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.dpo.losses import dpo_loss
-from hallulib.dpo.reference_cache import ReferenceCache
+from hallulib.dpo.reference import ReferenceCache
 from hallulib.dpo.step import Arm, measure_step
 from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
@@ -60,10 +60,7 @@ class SequentialDPOTrainer(MeanTrainer):
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of :func:`collate_pairs` with ref_*_logps (pairs,) beside it."""
         pairs, chosen_only = [row["pair"] for row in rows], rows[0]["chosen_only"]
-        batch = collate_pairs(pairs, self.pad_id, self.shared, chosen_only)
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            batch[name] = torch.tensor([row[name] for row in rows])
-        return batch
+        return collate_pairs(pairs, self.pad_id, self.shared, chosen_only)
 
     def measure(self, model, batch):
         logps = model(completion_logps, batch)
@@ -112,13 +109,4 @@ def join_reference(
 
     `chosen_only`: the rejected completion is not run, which halves the work of SFT on the chosen.
     """
-    found = cache.lookup(pairs)
-    return [
-        {
-            "pair": pair,
-            "chosen_only": chosen_only,
-            "ref_chosen_logps": float(chosen.sum()),
-            "ref_rejected_logps": float(rejected.sum()),
-        }
-        for pair, (chosen, rejected) in zip(pairs, found, strict=True)
-    ]
+    return [{"pair": pair, "chosen_only": chosen_only} for pair in cache.add_reference(pairs)]

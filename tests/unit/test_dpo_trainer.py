@@ -16,7 +16,7 @@ from hallulib.adapters import attach_adapter
 from hallulib.dpo import gates
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.reference_cache import cache_reference
+from hallulib.dpo.reference import cache_reference
 from hallulib.dpo.step import Arm
 from hallulib.dpo.train import load_dpo_result, train_dpo
 from hallulib.dpo.trainer import SequentialDPOTrainer

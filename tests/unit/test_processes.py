@@ -12,7 +12,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from tiny_dpo import weights
 from tiny_model import copy_sft_run, make_recipe, record_pairs, start_run
 
-from hallulib.dpo.reference_cache import cache_reference, load_reference_result
+from hallulib.dpo.reference import cache_reference, load_reference_result
 from hallulib.dpo.train import load_dpo_result, train_dpo
 from hallulib.files import sha256_tree
 from hallulib.metrics_log import read_metrics
@@ -63,9 +63,9 @@ def launch(name, recipe, run, root) -> None:
 def test_two_processes_split_the_reference_pass_and_store_the_same_bytes(worlds):
     (_, run_one), (_, run_two) = worlds[1], worlds[2]
     results = [load_reference_result(run) for run in (run_one, run_two)]
-    assert [result.processes for result in results] == [1, 2]
-    assert results[0].key == results[1].key and results[1].computed == results[1].pairs == 18
-    assert len(list(results[1].folder.glob("shard-*.parquet"))) == 5
+    one, two = (result.notes for result in results)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["key"] == two["key"] and two["computed"] == two["pairs"] == 18
     assert sha256_tree(results[0].folder) == sha256_tree(results[1].folder)
 
 
@@ -90,7 +90,7 @@ def test_only_one_of_two_processes_writes_and_the_run_is_whole_afterwards(worlds
     assert Run.open(run.root, recipe).is_current("dpo", recipe)
     assert run.require("dpo/adapter").is_dir()
     # A single process finds nothing to do in what two have made.
-    assert cache_reference(recipe, run).computed == 18
+    assert cache_reference(recipe, run).notes["computed"] == 18
 
 
 def test_two_processes_fine_tune_as_one_with_twice_the_batch(tmp_path):

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_model import copy_sft_run, make_recipe, record_pairs, shared_folder
 
-from hallulib.dpo.reference_cache import ReferenceCache, cache_reference, load_pairs
+from hallulib.dpo.batching import load_pairs
+from hallulib.dpo.reference import ReferenceCache, cache_reference
 from hallulib.dpo.step import Arm
 from hallulib.dpo.trainer import SequentialDPOTrainer
 from hallulib.metrics_log import MetricsLog
@@ -50,9 +51,9 @@ def build_trainer(recipe, run, folder, arm=BOTH, policy=None, shift: float = 0.0
     """The trainer as `train_arm` builds it, with a reference that can be made wrong."""
     tokenizer = load_tokenizer(recipe)
     policy = policy or load_policy(recipe, run.require("sft/adapter"), trainable=True)
-    cache = ReferenceCache.open(run.require("reference"), recipe, policy, tokenizer)
+    cache = ReferenceCache.open(run.require("reference"), recipe.model, policy, tokenizer)
     cache.rows = {a: (c + np.float32(shift), r) for a, (c, r) in cache.rows.items()}
-    parts = [load_pairs(run, s, tokenizer, recipe).pairs for s in ("train", "validation")]
+    parts = [load_pairs(run, s, tokenizer, recipe.model).pairs for s in ("train", "validation")]
     return SequentialDPOTrainer(policy, recipe, arm, folder, cache, parts, tokenizer.pad_token_id)
 
 
