@@ -3,11 +3,13 @@
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.batching import load_pairs
 from hallulib.dpo.losses import dpo_loss
+from hallulib.dpo.logprobs import choose_layout
 from hallulib.dpo.pairs import build_judge, build_pairs
+from hallulib.dpo.prefix_sharing import PairLayout
 from hallulib.dpo.reference import ReferenceCache, cache_reference
 from hallulib.dpo.train import train_dpo
 
 __all__ = [
-    "ReferenceCache", "build_judge", "build_pairs", "cache_reference", "dpo_loss", "load_pairs",
-    "train_comparison_arms", "train_dpo",
+    "PairLayout", "ReferenceCache", "build_judge", "build_pairs", "cache_reference",
+    "choose_layout", "dpo_loss", "load_pairs", "train_comparison_arms", "train_dpo",
 ]  # fmt: skip

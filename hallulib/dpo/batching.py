@@ -158,8 +158,7 @@ def collate_pairs(
     }
 
 
-# Each returns the batch and, per completion, the flat positions of its prompt's last token and of
-# its own first token.
+# The batch and, per completion, the flat positions of its prompt's last token and its own first.
 Layout = tuple[dict[str, torch.Tensor], list[tuple[int, int]]]
 
 
@@ -174,18 +173,16 @@ def _lay_out_plain(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -
 def _lay_out_shared(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -> Layout:
     ids: list[int] = []
     positions: list[int] = []
-    starts: tuple[list, list] = ([], [])
-    lengths = []
+    chosen, rejected, lengths = [], [], []
     for pair in pairs:
-        prompt = len(pair.prompt_ids)
-        last = len(ids) + prompt - 1
-        ids += pair.prompt_ids
-        positions += range(prompt)
-        completions = [pair.chosen_ids] if chosen_only else [pair.chosen_ids, pair.rejected_ids]
-        for side, completion in enumerate(completions):
-            starts[side].append((last, len(ids)))
-            ids += completion
-            positions += range(prompt, prompt + len(completion))
-        lengths.append([prompt, len(pair.chosen_ids), 0 if chosen_only else len(pair.rejected_ids)])
+        end = len(ids) + len(pair.prompt_ids)
+        prompt, first = len(pair.prompt_ids), len(pair.prompt_ids + pair.chosen_ids)
+        second = [] if chosen_only else pair.rejected_ids
+        chosen.append((end - 1, end))
+        rejected.append((end - 1, end + len(pair.chosen_ids)))
+        lengths.append([prompt, len(pair.chosen_ids), len(second)])
+        ids += pair.prompt_ids + pair.chosen_ids + second
+        positions += [*range(first), *range(prompt, prompt + len(second))]
     batch = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
-    return batch | {"pair_lengths": torch.tensor(lengths)}, starts[0] + starts[1]
+    starts = chosen if chosen_only else chosen + rejected
+    return batch | {"pair_lengths": torch.tensor(lengths)}, starts

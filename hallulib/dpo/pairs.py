@@ -79,7 +79,7 @@ def build_pairs(recipe: Recipe, run: Run) -> PairsResult:
     rows, counts = make_rows(notes, drafts, section)
     parts = split_rows(rows, section.validation_share, recipe.seed)
     _refuse_few(parts, counts, section)
-    report = {split: len(part) for split, part in parts.items()} | {"counts": counts}
+    report = {split: len(part) for split, part in parts.items()} | {"counts": dict(counts)}
     for side in ("chosen", "rejected"):
         report[f"{side}_errors"] = fmean(drafts[row["id"]][side]["errors"] for row in rows)
     report |= {"judge": judge.name, "yield": (counts["pair"] + counts[BEYOND]) / len(notes)}

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hallulib import processes
-from hallulib.dpo.batching import TokenPair, collate_pairs, load_pairs
-from hallulib.dpo.logprobs import choose_layout, completion_logps
+from hallulib.dpo.batching import TokenPair, load_pairs
+from hallulib.dpo.logprobs import TOLERANCE, Row, choose_layout, compute_logps
 from hallulib.errors import GateFailed, HallulibError
 from hallulib.files import display_path, sha256_text, write_json_atomic
 from hallulib.models import load_policy, load_tokenizer
@@ -36,14 +36,9 @@ from hallulib.run import Run
 from hallulib.stage import stage
 from hallulib.watch import explain_out_of_memory
 
-# Largest difference of a token's log-prob (nats) between a stored row and the same row computed
-# again in a batch of another shape; measured: 1e-4 in float32, 0.02 in bfloat16.
-TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
 TABLE = "CREATE TABLE IF NOT EXISTS rows (address BLOB, chosen BLOB, rejected BLOB, checksum INT)"
 # What sqlite says of a file that it could read and that is not, or no longer, our database.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-
-Row = tuple[np.ndarray, np.ndarray]  # log-probs of the chosen and rejected tokens, float32 nats
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,7 @@ class ReferenceCache:
         main, count = processes.is_main_process(), processes.count_processes()
         processes.wait_for_all()  # everybody has read the same rows
         if main:
-            self._prepare()
+            self._write_anew()  # a whole file, to append to
         bar = tqdm(total=len(todo), desc="reference pass", unit="pair", disable=not todo)
         for start in range(0, len(todo), size * count):
             own = todo[start + processes.process_rank() * size :][:size]
@@ -176,28 +171,23 @@ class ReferenceCache:
         processes.wait_for_all()
         return len(todo)
 
-    def _prepare(self) -> None:
-        """Write key.json and a file to append to; a damaged one is moved aside, not deleted."""
+    def _write_anew(self) -> None:
+        """Write key.json, and all rows in one order: equal rows are equal bytes, however they came
+        about. A damaged file is moved aside, not deleted."""
         write_json_atomic(self.folder / "key.json", self.fields)
+        fresh, file = self.folder / ".rows.new", self.file
+        fresh.unlink(missing_ok=True)
+        _append_rows(fresh, dict(sorted(self.rows.items())))
         if self.damaged:
             aside = self.folder.parent / "checkpoints" / f"damaged-{self.folder.name}.sqlite"
             aside.parent.mkdir(exist_ok=True)
-            os.replace(self.file, aside)
-            print(
-                f"reference: {display_path(self.file)} was damaged; it lies in "
-                f"{display_path(aside)} now. {len(self.rows)} of its rows are good and stay."
-            )
-        self._write_anew()
-        self.damaged = False
-
-    def _write_anew(self) -> None:
-        """Write all rows in one order: equal rows are equal bytes, however they came about."""
-        fresh = self.folder / ".rows.new"
-        fresh.unlink(missing_ok=True)
-        _append_rows(fresh, dict(sorted(self.rows.items())))
+            os.replace(file, aside)
+            print(f"reference: {display_path(file)} was damaged; it is {display_path(aside)} now.")
+            print(f"reference: {len(self.rows)} of its rows are good and stay.")
+            self.damaged = False
         # What a killed pass left behind must not be played back into the new file.
-        self.file.with_name(f"{self.file.name}-journal").unlink(missing_ok=True)
-        os.replace(fresh, self.file)
+        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
+        os.replace(fresh, file)
 
     def lookup(self, pairs: Sequence[TokenPair]) -> list[Row]:
         """Return (chosen, rejected) per-token log-probs of each pair.
@@ -241,20 +231,16 @@ class ReferenceCache:
         drawn = np.random.default_rng(seed).choice(len(pairs), min(rows, len(pairs)), replace=False)
         for i in drawn.tolist():
             (now,) = compute_logps(policy, [pairs[i]], pad_id)
-            differs = max(_largest_difference(*sides) for sides in zip(now, stored[i], strict=True))
+            now, then = np.concatenate(now), np.concatenate(stored[i])
+            differs = np.abs(now - then).max() if now.shape == then.shape else float("inf")
             if not differs <= limit:  # not a number is no match either
                 raise GateFailed(
                     f"The stored reference of pair {pairs[i].address.hex()[:12]} differs by "
                     f"{differs:.3g} nats from the policy's own value (up to {limit} is rounding).",
                     f"Delete {display_path(self.folder)} and run notebook 04_reference_cache.",
                 )
-            worst = max(worst, differs)
+            worst = max(worst, float(differs))
         return worst
-
-
-def _largest_difference(now: np.ndarray, stored: np.ndarray) -> float:
-    """In nats; infinite for another length."""
-    return float(np.abs(now - stored).max()) if now.shape == stored.shape else float("inf")
 
 
 def _read_rows(file: Path) -> tuple[dict[bytes, Row], bool]:
@@ -305,24 +291,3 @@ def _checksum(address: Any, chosen: Any, rejected: Any) -> int:
     if not all(isinstance(part, bytes) for part in (address, chosen, rejected)):
         return -1
     return zlib.crc32(address + chosen + rejected, len(chosen))
-
-
-@torch.no_grad()
-def compute_logps(
-    policy: PeftModel, pairs: Sequence[TokenPair], pad_id: int, shared: bool = False
-) -> list[Row]:
-    """Return per-token log-probs (chosen, rejected) of each pair, with dropout off.
-
-    `shared`: run each prompt once for both completions (:func:`choose_layout`). Raises GateFailed
-    for a value that is not a number.
-    """
-    policy.eval()
-    device = next(policy.parameters()).device
-    batch = {name: t.to(device) for name, t in collate_pairs(pairs, pad_id, shared).items()}
-    rows = [logps.cpu().numpy() for logps in completion_logps(policy, batch)]
-    if not all(np.isfinite(row).all() for row in rows):
-        raise GateFailed(
-            "The policy gives a completion a log-probability that is not a number.",
-            "Train SFT again with a lower learning rate; with float16 try bfloat16 or float32.",
-        )
-    return list(zip(rows[: len(pairs)], rows[len(pairs) :], strict=True))
