@@ -14,6 +14,7 @@ import yaml
 from hallulib.errors import HallulibError
 from hallulib.files import read_jsonl as read_jsonl
 from hallulib.recipe import Recipe
+from hallulib.recipe import load_recipe as load_recipe
 from hallulib.run import Run
 
 
