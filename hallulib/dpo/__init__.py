@@ -2,8 +2,8 @@
 
 from hallulib.dpo.arms import train_comparison_arms
 from hallulib.dpo.batching import load_pairs
-from hallulib.dpo.losses import dpo_loss
 from hallulib.dpo.logprobs import choose_layout
+from hallulib.dpo.losses import dpo_loss
 from hallulib.dpo.pairs import build_judge, build_pairs
 from hallulib.dpo.prefix_sharing import PairLayout
 from hallulib.dpo.reference import ReferenceCache, cache_reference

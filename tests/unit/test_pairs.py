@@ -35,31 +35,37 @@ def sample(text: str, errors: int, statements: int = 3, finish_reason: str = "st
     }
 
 
-def test_fewest_errors_are_chosen_against_most():
-    pair = choose_pair([sample("a", 1), sample("b", 0), sample("c", 3)])
-    assert (pair["chosen"]["text"], pair["rejected"]["text"]) == ("b", "c")
-    assert pair["error_types"] == ["detail"] * 3
+A, B, C, D = sample("a", 0, 3), sample("b", 0, 5), sample("c", 2, 4), sample("d", 2, 6)
+FEW = "fewer than two different, complete samples"
 
 
-def test_among_equals_the_one_that_states_more_is_taken_on_both_sides():
-    pair = choose_pair([sample("a", 0, 3), sample("b", 0, 5), sample("c", 2, 4), sample("d", 2, 6)])
-    assert (pair["chosen"]["text"], pair["rejected"]["text"]) == ("b", "d")
+@pytest.mark.parametrize(
+    ("samples", "chosen", "rejected"),
+    [
+        # fewest errors against most
+        ([sample("a", 1), sample("b", 0), sample("c", 3)], "b", "c"),
+        # among equals the one that states more is taken on both sides, whatever the order
+        ([A, B, C, D], "b", "d"),
+        ([D, C, B, A], "b", "d"),
+    ],
+)
+def test_fewest_errors_are_chosen_against_most(samples, chosen, rejected):
+    pair = choose_pair(samples)
+    assert (pair["chosen"]["text"], pair["rejected"]["text"]) == (chosen, rejected)
+    assert pair["error_types"] == ["detail"] * pair["rejected"]["errors"]
 
 
-def test_the_order_of_the_samples_does_not_matter():
-    samples = [sample("a", 0), sample("b", 0), sample("c", 2), sample("d", 2)]
-    assert choose_pair(samples) == choose_pair(samples[::-1])
-
-
-def test_a_tie_makes_no_pair():
-    assert choose_pair([sample("a", 1), sample("b", 1)]).startswith("tie")
-
-
-def test_identical_cut_off_and_empty_samples_make_no_pair():
-    short = "fewer than two different, complete samples"
-    assert choose_pair([sample("a", 0), sample("a", 0)]) == short
-    assert choose_pair([sample("a", 0), sample("b", 2, finish_reason="length")]) == short
-    assert choose_pair([sample("", 0, statements=0), sample("b", 2)]) == short
+@pytest.mark.parametrize(
+    ("samples", "why"),
+    [
+        ([sample("a", 1), sample("b", 1)], "tie: the judge sees as many errors in every sample"),
+        ([sample("a", 0), sample("a", 0)], FEW),
+        ([sample("a", 0), sample("b", 2, finish_reason="length")], FEW),
+        ([sample("", 0, statements=0), sample("b", 2)], FEW),
+    ],
+)
+def test_ties_and_identical_cut_off_and_empty_samples_make_no_pair(samples, why):
+    assert choose_pair(samples) == why
 
 
 def test_the_judge_sees_the_text_of_the_note_only_and_names_the_errors():
@@ -135,16 +141,18 @@ def test_every_batch_is_on_the_disk_and_an_interrupted_pass_samples_only_the_res
         )
 
 
-def test_every_pair_is_made_of_two_samples_of_the_policy_and_none_of_the_reference(tmp_path):
+def test_every_pair_is_made_of_two_samples_of_the_policy_and_the_notes_say_how(tmp_path):
     recipe = make_recipe()
     run = copy_sft_run(tmp_path / "run", recipe)
-    result = build_pairs(recipe, run)
+    notes = build_pairs(recipe, run).notes
     candidates = read_candidates(run)
-    assert len(candidates) == 12 and sum(result.notes["counts"].values()) == 12
+    assert len(candidates) == 12 and sum(notes["counts"].values()) == 12
     assert all(len(samples) == 3 for samples in candidates.values())
     parts = [pd.read_parquet(run.require(f"pairs/{s}.parquet")) for s in ("train", "validation")]
-    assert [len(part) for part in parts] == [result.notes["train"], result.notes["validation"]]
-    assert result.notes["counts"]["pair"] == len(parts[0]) + len(parts[1])
+    assert [len(part) for part in parts] == [notes["train"], notes["validation"]]
+    assert notes["counts"]["pair"] == len(parts[0]) + len(parts[1]) == notes["yield"] * 12
+    assert notes["judge"] == "entities+noise" and notes["edits"] == {} and notes["error_types"]
+    assert notes["length_bias"]["pairs"] == notes["counts"]["pair"] and notes["cuts"]["cut"] == 0
     assert not set(parts[0]["group_id"]) & set(parts[1]["group_id"])
     rows = pd.concat(parts)
     assert set(rows["origin"]) == {"sampled"}
@@ -156,7 +164,7 @@ def test_every_pair_is_made_of_two_samples_of_the_policy_and_none_of_the_referen
         assert list(row["error_types"]) == sorted(rejected["error_types"])
         seen.append((chosen["errors"], rejected["errors"]))
     means = [sum(side) / len(seen) for side in zip(*seen, strict=True)]
-    assert [result.notes[f"{side}_errors"] for side in ("chosen", "rejected")] == means
+    assert [notes[f"{side}_errors"] for side in ("chosen", "rejected")] == means
 
 
 def test_the_same_candidates_make_the_same_pairs_as_ever(tmp_path):
@@ -219,14 +227,11 @@ def test_a_perturbed_pair_is_a_reference_against_itself_with_one_typed_error(tmp
     assert sum(result.notes["edits"].values()) == len(rows)
     assert abs(result.notes["length_bias"]["mean_gap"]) < 3
     assert result.notes["yield"] == len(rows) / 12
-
-
-def test_perturbed_pairs_are_the_same_for_the_same_seed_and_others_for_another(tmp_path):
-    texts = [
-        build(tmp_path / name, {"pairs.origin": "perturbed", "seed": seed})[1]["rejected"].tolist()
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    assert texts[0] == texts[1] != texts[2]
+    again, other = (
+        build(tmp_path / name, {"pairs.origin": "perturbed", "seed": seed})[1]
+        for name, seed in (("again", 0), ("other", 1))
+    )
+    assert again["rejected"].tolist() == rows["rejected"].tolist() != other["rejected"].tolist()
 
 
 def test_references_in_which_the_judge_finds_an_error_are_left_out_where_asked(tmp_path):
@@ -290,12 +295,3 @@ def test_a_result_is_read_back_and_max_pairs_keeps_the_first(tmp_path):
     assert result.notes["counts"]["beyond pairs.max_pairs"] == len(all_rows) - 5
     assert result.notes["yield"] == len(all_rows) / 12
     assert load_pairs_result(run) == result
-
-
-def test_sampled_pairs_report_their_yield_judge_and_length_bias(tmp_path):
-    recipe = make_recipe()
-    run = copy_sft_run(tmp_path / "run", recipe)
-    notes = build_pairs(recipe, run).notes
-    assert notes["yield"] == notes["counts"]["pair"] / 12 and notes["judge"] == "entities+noise"
-    assert notes["length_bias"]["pairs"] == notes["counts"]["pair"]
-    assert notes["cuts"]["cut"] == 0 and notes["edits"] == {} and notes["error_types"]
