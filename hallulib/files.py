@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -78,30 +77,36 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to, which then takes the place of `path`.
+
+    A reader finds the old file or the new one, never half of either. Raises HallulibError when the
+    disk is full or read-only; the old file is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) as `write_bytes_atomic` does."""
-    write_bytes_atomic(path, text.encode())
+    """Write `text` through :func:`replace_file`."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` so that a reader finds the old file or the new one, never half of either.
-
-    Raises HallulibError when the disk is full or read-only; the old file is then untouched.
-    """
-    path = Path(path)
-    with storage_guard(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    """Write `data` through :func:`replace_file`."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json_atomic(path: str | Path, obj: Any) -> None:
