@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hallulib.errors import DataError
 from hallulib.recipe_sections import ModelSection
@@ -46,9 +46,7 @@ class TokenPair:
         return sha256(content.encode()).digest()
 
 
-def tokenise_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, chosen: str, rejected: str
-) -> TokenPair:
+def tokenise_pair(tokenizer: Tokenizer, prompt: str, chosen: str, rejected: str) -> TokenPair:
     """Return the token ids of a pair; where one side merges into the prompt, both start there."""
     left, chosen_ids = encode_completion(tokenizer, prompt, chosen)
     right, rejected_ids = encode_completion(tokenizer, prompt, rejected)
@@ -57,7 +55,7 @@ def tokenise_pair(
 
 
 def fit_pair(
-    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str], max_length: int, side: str
+    tokenizer: Tokenizer, row: Mapping[str, str], max_length: int, side: str
 ) -> TokenPair | None:
     """Return the pair of a row {prompt, chosen, rejected}, its prompt shortened until it fits.
 
@@ -84,9 +82,7 @@ class TokenisedPairs(NamedTuple):
     report: dict[str, int]
 
 
-def load_pairs(
-    run: Run, split: str, tokenizer: PreTrainedTokenizerBase, model: ModelSection
-) -> TokenisedPairs:
+def load_pairs(run: Run, split: str, tokenizer: Tokenizer, model: ModelSection) -> TokenisedPairs:
     """Return the tokenised pairs of a split of the run, and what was left out or shortened."""
     frame = pd.read_parquet(run.require(f"pairs/{split}.parquet"))
     rows = frame[["prompt", "chosen", "rejected"]].to_dict("records")
@@ -94,10 +90,7 @@ def load_pairs(
 
 
 def tokenise_pairs(
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[Mapping[str, str]],
-    max_length: int,
-    side: str = "right",
+    tokenizer: Tokenizer, rows: Iterable[Mapping[str, str]], max_length: int, side: str = "right"
 ) -> TokenisedPairs:
     """Tokenise rows {prompt, chosen, rejected}; raises DataError when no pair is left.
 

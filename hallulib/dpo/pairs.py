@@ -9,7 +9,6 @@ given       the chosen and the rejected side of the user's own file
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -285,8 +284,6 @@ def _refuse_cut(cuts: dict[str, Any], max_length: int, max_cut_share: float) -> 
 def _write_pairs(run: Run, parts: dict[str, list[Row]], candidates: Sequence[Row]) -> None:
     run.path("pairs").mkdir(exist_ok=True)
     for split, part in parts.items():
-        temporary = run.path(f"pairs/.{split}.tmp")
-        pd.DataFrame(part).to_parquet(temporary, index=False)
-        os.replace(temporary, run.path(f"pairs/{split}.parquet"))
+        pd.DataFrame(part).to_parquet(run.path(f"pairs/{split}.parquet"), index=False)
     lines = [line for line in candidates if line["samples"]]
     write_jsonl(run.path("pairs/candidates.jsonl"), lines)

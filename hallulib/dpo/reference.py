@@ -8,7 +8,7 @@ its pair, so reordered or added pairs recompute nothing that is already there.
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hallulib import processes
 from hallulib.dpo.batching import TokenPair, load_pairs
 from hallulib.dpo.logprobs import TOLERANCE, Row, choose_layout, compute_logps
 from hallulib.errors import GateFailed, HallulibError
-from hallulib.files import display_path, sha256_text, write_json_atomic
+from hallulib.files import display_path, replace_file, sha256_text, write_json_atomic
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import ModelSection
@@ -91,7 +91,7 @@ def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
 
 
 def fingerprint_reference(
-    model: ModelSection, policy: PeftModel, tokenizer: PreTrainedTokenizerBase
+    model: ModelSection, policy: PeftModel, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Return all that moves a log-prob, by name; their hash is the cache's key.
 
@@ -132,7 +132,7 @@ class ReferenceCache:
 
     @classmethod
     def open(
-        cls, root: Path, model: ModelSection, policy: PeftModel, tokenizer: PreTrainedTokenizerBase
+        cls, root: Path, model: ModelSection, policy: PeftModel, tokenizer: Tokenizer
     ) -> ReferenceCache:
         """Read the cache that belongs to this policy below `root`, or start one.
 
@@ -173,21 +173,20 @@ class ReferenceCache:
 
     def _write_anew(self) -> None:
         """Write key.json, and all rows in one order: equal rows are equal bytes, however they came
-        about. A damaged file is moved aside, not deleted."""
+        about. A damaged file is kept aside."""
         write_json_atomic(self.folder / "key.json", self.fields)
-        fresh, file = self.folder / ".rows.new", self.file
-        fresh.unlink(missing_ok=True)
-        _append_rows(fresh, dict(sorted(self.rows.items())))
         if self.damaged:
             aside = self.folder.parent / "checkpoints" / f"damaged-{self.folder.name}.sqlite"
             aside.parent.mkdir(exist_ok=True)
-            os.replace(file, aside)
-            print(f"reference: {display_path(file)} was damaged; it is {display_path(aside)} now.")
+            shutil.copy(self.file, aside)
+            print(f"reference: {display_path(self.file)} was damaged; see {display_path(aside)}.")
             print(f"reference: {len(self.rows)} of its rows are good and stay.")
             self.damaged = False
-        # What a killed pass left behind must not be played back into the new file.
-        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
-        os.replace(fresh, file)
+        with replace_file(self.file) as fresh:
+            fresh.unlink(missing_ok=True)
+            _append_rows(fresh, dict(sorted(self.rows.items())))
+            # What a killed pass left behind must not be played back into the new file.
+            self.file.with_name(f"{self.file.name}-journal").unlink(missing_ok=True)
 
     def lookup(self, pairs: Sequence[TokenPair]) -> list[Row]:
         """Return (chosen, rejected) per-token log-probs of each pair.
@@ -206,11 +205,13 @@ class ReferenceCache:
 
     def _explain_difference(self) -> str:
         for file in sorted(self.folder.parent.glob("*/key.json")):
-            other = json.loads(file.read_text("utf-8"))
-            differs = [name for name, value in self.fields.items() if other.get(name) != value]
-            if differs:
+            if differs := self._list_differences(file):
                 return f"The cache {file.parent.name} was made with another {', '.join(differs)}."
         return ""
+
+    def _list_differences(self, file: Path) -> list[str]:
+        other = json.loads(file.read_text("utf-8"))
+        return [name for name, value in self.fields.items() if other.get(name) != value]
 
     def add_reference(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
         """Return the pairs with their reference log-probs, summed. Raises as :meth:`lookup`."""
