@@ -25,10 +25,9 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.logprobs import completion_logps, sum_completions
+from hallulib.dpo.logprobs import completion_logps, compute_logps, sum_completions
 from hallulib.dpo.losses import dpo_loss
 from hallulib.dpo.prefix_sharing import enable_prefix_sharing
-from hallulib.dpo.reference import compute_logps
 from hallulib.models import attach_adapter, lora_parameters
 from hallulib.recipe import Recipe, load_recipe
 

@@ -103,7 +103,6 @@ class PairsSection(Section):
 
 class ReferenceSection(Section):
     batch_size: int = field(32, "pairs per forward pass", ge=1)
-    shard_size: int = field(256, "pairs per file of the cache", ge=1)
     spot_check_rows: int = field(4, "rows recomputed when the cache is loaded", ge=0)
 
 

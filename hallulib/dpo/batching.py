@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hallulib.errors import DataError
 from hallulib.recipe_sections import ModelSection
@@ -46,9 +46,7 @@ class TokenPair:
         return sha256(content.encode()).digest()
 
 
-def tokenise_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, chosen: str, rejected: str
-) -> TokenPair:
+def tokenise_pair(tokenizer: Tokenizer, prompt: str, chosen: str, rejected: str) -> TokenPair:
     """Return the token ids of a pair; where one side merges into the prompt, both start there."""
     left, chosen_ids = encode_completion(tokenizer, prompt, chosen)
     right, rejected_ids = encode_completion(tokenizer, prompt, rejected)
@@ -57,7 +55,7 @@ def tokenise_pair(
 
 
 def fit_pair(
-    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str], max_length: int, side: str
+    tokenizer: Tokenizer, row: Mapping[str, str], max_length: int, side: str
 ) -> TokenPair | None:
     """Return the pair of a row {prompt, chosen, rejected}, its prompt shortened until it fits.
 
@@ -84,9 +82,7 @@ class TokenisedPairs(NamedTuple):
     report: dict[str, int]
 
 
-def load_pairs(
-    run: Run, split: str, tokenizer: PreTrainedTokenizerBase, model: ModelSection
-) -> TokenisedPairs:
+def load_pairs(run: Run, split: str, tokenizer: Tokenizer, model: ModelSection) -> TokenisedPairs:
     """Return the tokenised pairs of a split of the run, and what was left out or shortened."""
     frame = pd.read_parquet(run.require(f"pairs/{split}.parquet"))
     rows = frame[["prompt", "chosen", "rejected"]].to_dict("records")
@@ -94,10 +90,7 @@ def load_pairs(
 
 
 def tokenise_pairs(
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[Mapping[str, str]],
-    max_length: int,
-    side: str = "right",
+    tokenizer: Tokenizer, rows: Iterable[Mapping[str, str]], max_length: int, side: str = "right"
 ) -> TokenisedPairs:
     """Tokenise rows {prompt, chosen, rejected}; raises DataError when no pair is left.
 
@@ -158,8 +151,7 @@ def collate_pairs(
     }
 
 
-# Each returns the batch and, per completion, the flat positions of its prompt's last token and of
-# its own first token.
+# The batch and, per completion, the flat positions of its prompt's last token and its own first.
 Layout = tuple[dict[str, torch.Tensor], list[tuple[int, int]]]
 
 
@@ -174,18 +166,16 @@ def _lay_out_plain(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -
 def _lay_out_shared(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -> Layout:
     ids: list[int] = []
     positions: list[int] = []
-    starts: tuple[list, list] = ([], [])
-    lengths = []
+    chosen, rejected, lengths = [], [], []
     for pair in pairs:
-        prompt = len(pair.prompt_ids)
-        last = len(ids) + prompt - 1
-        ids += pair.prompt_ids
-        positions += range(prompt)
-        completions = [pair.chosen_ids] if chosen_only else [pair.chosen_ids, pair.rejected_ids]
-        for side, completion in enumerate(completions):
-            starts[side].append((last, len(ids)))
-            ids += completion
-            positions += range(prompt, prompt + len(completion))
-        lengths.append([prompt, len(pair.chosen_ids), 0 if chosen_only else len(pair.rejected_ids)])
+        end = len(ids) + len(pair.prompt_ids)
+        prompt, first = len(pair.prompt_ids), len(pair.prompt_ids + pair.chosen_ids)
+        second = [] if chosen_only else pair.rejected_ids
+        chosen.append((end - 1, end))
+        rejected.append((end - 1, end + len(pair.chosen_ids)))
+        lengths.append([prompt, len(pair.chosen_ids), len(second)])
+        ids += pair.prompt_ids + pair.chosen_ids + second
+        positions += [*range(first), *range(prompt, prompt + len(second))]
     batch = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
-    return batch | {"pair_lengths": torch.tensor(lengths)}, starts[0] + starts[1]
+    starts = chosen if chosen_only else chosen + rejected
+    return batch | {"pair_lengths": torch.tensor(lengths)}, starts

@@ -1,6 +1,7 @@
 """Preference pairs of four origins behind one function; every pair says where it is from.
 
-sampled     best against worst of the SFT policy's own summaries, as a judge sees them
+sampled     best against worst of the SFT policy's own summaries, as a judge sees them: a policy
+            learns little from telling apart texts it would not write
 perturbed   a reference against itself with one typed, minimal error
 twin        MedHal's factual statement against the non-factual one of the same note
 given       the chosen and the rejected side of the user's own file
@@ -8,24 +9,24 @@ given       the chosen and the rejected side of the user's own file
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from hallulib.detectors import choose_edits
-from hallulib.dpo.sampled import Samples, build_judge, choose_pair, collect_samples, judge_sample
+from hallulib.detectors import Detector, NoisyJudge, Source, choose_edits, get_detector
 from hallulib.errors import DataError
-from hallulib.files import storage_guard, write_text_atomic
-from hallulib.generation import Generation
-from hallulib.models import load_tokenizer
+from hallulib.files import append_lines, recover_lines, write_jsonl
+from hallulib.generation import generate_summaries, limit_new_tokens
+from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
+from hallulib.recipe_sections import PairsSection
 from hallulib.run import Run
 from hallulib.stage import stage
 from hallulib.tokens import (
@@ -36,44 +37,23 @@ from hallulib.tokens import (
 )
 
 BEYOND = "beyond pairs.max_pairs"
+Row = dict[str, Any]  # a note of data/train.parquet, or a pair of pairs/*.parquet
+Sample = dict[str, Any]  # a text as the judge sees it, see judge_text
+Draft = dict[str, Any] | str  # {chosen, rejected: Sample, error_types, edit}, or why there is none
 
 
 @dataclass(frozen=True)
 class PairsResult:
-    """What was made. `counts` tells what became of every note; errors are as the judge saw them.
+    """What was made. `notes`: pairs in train and validation; counts, what became of every note;
+    mean chosen_errors and rejected_errors as the judge saw them; judge, yield, origin, error_types,
+    edits, length_bias, cuts."""
 
-    `notes` has the rest: origin, judge, yield, error types, kinds of edit, length bias, cuts.
-    """
-
-    train: int
-    validation: int
-    counts: dict[str, int]
-    chosen_errors: float
-    rejected_errors: float
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """One note's pair: judged sides, and what was edited ("" where nothing was)."""
-
-    chosen: dict[str, Any]
-    rejected: dict[str, Any]
-    error_types: list[str]
-    edit: str = ""
-
-
-Drafts = dict[str, Draft | str]  # note id -> its pair, or why there is none
+    notes: dict[str, Any]
 
 
 def load_pairs_result(run: Run) -> PairsResult:
     """Read the result of a finished pass back from the run."""
-    return _make_result(run.manifest["stages"]["pairs"]["notes"])
-
-
-def _make_result(notes: dict[str, Any]) -> PairsResult:
-    names = ("train", "validation", "counts", "chosen_errors", "rejected_errors")
-    return PairsResult(**{name: notes[name] for name in names}, notes=notes)
+    return PairsResult(run.manifest["stages"]["pairs"]["notes"])
 
 
 @stage("pairs", load=load_pairs_result)
@@ -81,195 +61,229 @@ def build_pairs(recipe: Recipe, run: Run) -> PairsResult:
     """Make the pairs of `pairs.origin`; writes pairs/train.parquet, validation.parquet and
     candidates.jsonl, where both sides of every pair (or all samples) are shown as judged.
 
-    Sampling is written down as it goes, so an interrupted pass goes on where it stopped.
-    Raises DataError when too few notes give a pair.
+    Every batch of samples is written down, so an interrupted pass goes on where it stopped.
+    Raises DataError when too few notes give a pair, or too many pairs would be cut.
     """
-    notes = draw_notes(pd.read_parquet(run.require("data/train.parquet")), recipe)
-    if recipe.pairs.origin == "sampled":
-        samples = collect_samples(notes, recipe, run)
-        drafts = {name: draft_sampled(samples[name]) for name in notes["id"]}
+    section, tokenizer = recipe.pairs, load_tokenizer(recipe)
+    frame = pd.read_parquet(run.require("data/train.parquet"))
+    notes = draw_notes(frame, section.notes, recipe.seed)
+    judge = build_judge(section, recipe.seed)
+    if section.origin == "sampled":
+        candidates = sample_notes(recipe, run, notes, tokenizer, judge)
+        drafts = {name: choose_pair(samples) for name, samples in candidates.items()}
     else:
-        make = draft_perturbed if recipe.pairs.origin == "perturbed" else draft_ready
-        drafts = make(notes, recipe)
-        samples = {name: _list_sides(draft) for name, draft in drafts.items()}
-    return _write_pairs(notes, drafts, samples, recipe, run)
+        drafts = draft_references(notes, section, recipe.seed, tokenizer, judge)
+        made = {name: draft for name, draft in drafts.items() if isinstance(draft, dict)}
+        candidates = {name: [draft["chosen"], draft["rejected"]] for name, draft in made.items()}
+    rows, counts = make_rows(notes, drafts, section)
+    parts = split_rows(rows, section.validation_share, recipe.seed)
+    _refuse_few(parts, counts, section)
+    report = {split: len(part) for split, part in parts.items()} | {"counts": dict(counts)}
+    for side in ("chosen", "rejected"):
+        report[f"{side}_errors"] = fmean(drafts[row["id"]][side]["errors"] for row in rows)
+    report |= {"judge": judge.name, "yield": (counts["pair"] + counts[BEYOND]) / len(notes)}
+    report |= describe_pairs(rows, tokenizer, recipe.model.max_length)
+    _refuse_cut(report["cuts"], recipe.model.max_length, recipe.data.max_cut_share)
+    _write_pairs(run, parts, [{"id": n["id"], "samples": candidates.get(n["id"])} for n in notes])
+    return PairsResult(report)
 
 
-def draw_notes(frame: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """Return `pairs.notes` training notes: a random choice that more notes only add to."""
-    order = frame["id"].map(lambda name: sha256(f"{recipe.seed} {name}".encode()).hexdigest())
-    return frame.loc[order.sort_values().index].head(recipe.pairs.notes).reset_index(drop=True)
+def draw_notes(frame: pd.DataFrame, count: int, seed: int) -> list[Row]:
+    """Return `count` training notes: a random choice that more notes only add to."""
+    order = frame["id"].map(lambda name: sha256(f"{seed} {name}".encode()).hexdigest())
+    return frame.loc[order.sort_values().index].head(count).to_dict("records")
 
 
-def draft_sampled(samples: Sequence[dict[str, Any]]) -> Draft | str:
-    """Fewest errors against most, or why there is no pair."""
-    pair = choose_pair(samples)
-    return pair if isinstance(pair, str) else Draft(*pair, sorted(pair[1]["error_types"]))
+def sample_notes(
+    recipe: Recipe, run: Run, notes: Sequence[Row], tokenizer: Tokenizer, judge: Detector
+) -> dict[str, list[Sample]]:
+    """Sample the SFT policy on every note, and judge: note id -> samples.
 
-
-def draft_perturbed(notes: pd.DataFrame, recipe: Recipe) -> Drafts:
-    """The reference of each note against itself with one typed error (`detectors.edits`)."""
-    judged = _judge_references(notes, recipe)
-    usable = [note for note in notes.to_dict("records") if not isinstance(judged[note["id"]], str)]
-    texts = ((note["id"], note["reference"], note["context"]) for note in usable)
-    tokenizer = load_tokenizer(recipe)
-    edits = choose_edits(texts, recipe.seed, lambda text: len(tokenizer.tokenize(text)))
-    judge = build_judge(recipe)
-    drafts: Drafts = dict(judged)
-    for note in usable:
-        edit = edits.get(note["id"])
-        if edit is None:
-            drafts[note["id"]] = "no rule applies, or only one that makes the text longer"
-            continue
-        wrong = _judge_text(judge, note["context"], edit.apply(note["reference"]))
-        right = judged[note["id"]]
-        drafts[note["id"]] = Draft(right, wrong, [edit.error_type], edit.describe())
-    return drafts
-
-
-def draft_ready(notes: pd.DataFrame, recipe: Recipe) -> Drafts:
-    """The reference of each note against the rejected side that came with it.
-
-    MedHal's twins are checked by the judge like all references; pairs of the user's own are taken
-    as they are. Raises DataError when no note brings a rejected side.
+    Every batch of `pairs.batch_size` summaries moves the bar and is on the disk, and is not done
+    again after an interruption.
     """
-    if "rejected" not in notes or not (notes["rejected"] != "").any():
+    section, file = recipe.pairs, run.checkpoint_dir("pairs", recipe) / "candidates.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["id"]: row["samples"] for row in recover_lines(file)}
+    if done:
+        print(f"pairs: {len(done)} of {len(notes)} notes were sampled before the interruption")
+    todo = [note for note in notes if note["id"] not in done]
+    if not todo:
+        return done
+    policy = load_policy(recipe, run.require("sft/adapter"), trainable=False)
+    references = pd.read_parquet(run.require("data/train.parquet"))["reference"]
+    limit = limit_new_tokens(tokenizer, references.head(1000))
+    lengths = count_prompt_tokens(tokenizer, [note["prompt"] for note in todo])
+    todo = [todo[i] for i in lengths.argsort(kind="stable")]  # little padding
+    size = max(1, section.batch_size // section.samples_per_note)
+    with file.open("a", encoding="utf-8") as out, tqdm(total=len(todo), unit="note") as bar:
+        bar.set_description("sampling pairs")
+        for start in range(0, len(todo), size):
+            batch = todo[start : start + size]
+            texts = generate_summaries(
+                policy, tokenizer, [note["prompt"] for note in batch],
+                batch_size=section.batch_size, max_new_tokens=limit, seed=recipe.seed,
+                temperature=section.temperature, num_samples=section.samples_per_note,
+            )  # fmt: skip
+            for note, own in zip(batch, texts, strict=True):
+                judged = [judge_text(judge, note["context"], t.text, t.finish_reason) for t in own]
+                done[note["id"]] = judged
+            append_lines(out, ({"id": n["id"], "samples": done[n["id"]]} for n in batch))
+            bar.update(len(batch))
+    return done
+
+
+def build_judge(section: PairsSection, seed: int) -> Detector:
+    """Return the judge that ranks samples: rule-based, with the errors a real judge has."""
+    rates = section.judge_false_positive_rate, section.judge_false_negative_rate
+    return NoisyJudge(get_detector(section.judge), *rates, seed=seed)
+
+
+def judge_text(judge: Detector, context: str, text: str, finish_reason: str = "stop") -> Sample:
+    """Return a text with what the judge, which sees the note's text only, says of it."""
+    judged = judge.judge(Source(text=context), text)
+    return {
+        "text": text,
+        "finish_reason": finish_reason,
+        "errors": judged.errors,
+        "statements": len(judged.statements),
+        "error_types": [s.error_type or "other" for s in judged.statements if s.is_error],
+        "verdicts": [{"text": s.text, "verdict": s.verdict} for s in judged.statements],
+    }
+
+
+def choose_pair(samples: Sequence[Sample]) -> Draft:
+    """Return fewest errors against most; or why these samples make no pair.
+
+    Among equals the one that states more is chosen, and the one that states more is rejected
+    too, so that the pair is not about length. Samples that were cut off or say nothing are not
+    considered.
+    """
+    usable = {s["text"]: s for s in samples if s["finish_reason"] == "stop" and s["statements"]}
+    if len(usable) < 2:
+        return "fewer than two different, complete samples"
+    chosen = min(usable.values(), key=lambda s: (s["errors"], -s["statements"], s["text"]))
+    rejected = max(usable.values(), key=lambda s: (s["errors"], s["statements"], s["text"]))
+    if chosen["errors"] == rejected["errors"]:
+        return "tie: the judge sees as many errors in every sample"
+    return _pair_up(chosen, rejected)
+
+
+def _pair_up(chosen: Sample, rejected: Sample) -> dict[str, Any]:
+    kinds = sorted(rejected["error_types"])
+    return {"chosen": chosen, "rejected": rejected, "error_types": kinds, "edit": ""}
+
+
+def draft_references(
+    notes: Sequence[Row], section: PairsSection, seed: int, tokenizer: Tokenizer, judge: Detector
+) -> dict[str, Draft]:
+    """The reference of each note against itself with one typed error ("perturbed"), or against the
+    rejected side that came with it. Raises DataError when no note brings one."""
+    perturbed = section.origin == "perturbed"
+    if not perturbed and not any(note.get("rejected") for note in notes):
         raise DataError(
-            f"pairs.origin is '{recipe.pairs.origin}', and none of {len(notes)} notes came with a "
+            f"pairs.origin is '{section.origin}', and none of {len(notes)} notes came with a "
             "rejected side",
             "use MedHal or a file with the columns chosen and rejected, or set "
             "pairs.origin=perturbed",
         )
-    judged, judge = _judge_references(notes, recipe), build_judge(recipe)
-    drafts: Drafts = dict(judged)
-    for note in notes.to_dict("records"):
-        if not note["rejected"]:
-            drafts[note["id"]] = "no rejected side came with the note"
-        elif not isinstance(right := judged[note["id"]], str):
-            wrong = _judge_text(judge, note["context"], note["rejected"])
-            drafts[note["id"]] = Draft(right, wrong, sorted(wrong["error_types"]))
+    drafts: dict[str, Draft] = {n["id"]: _judge_reference(n, section, judge) for n in notes}
+    usable = [note for note in notes if isinstance(drafts[note["id"]], dict)]
+    texts = ((note["id"], note["reference"], note["context"]) for note in usable)
+    edits = choose_edits(texts, seed, lambda t: len(tokenizer.tokenize(t))) if perturbed else {}
+    for note in usable:
+        name, edit = note["id"], edits.get(note["id"])
+        if perturbed and edit is None:
+            drafts[name] = "no rule applies, or only one that makes the text longer"
+            continue
+        text = edit.apply(note["reference"]) if edit else note["rejected"]
+        drafts[name] = _pair_up(drafts[name], judge_text(judge, note["context"], text))
+        if edit:
+            drafts[name] |= {"error_types": [edit.error_type], "edit": edit.describe()}
     return drafts
 
 
-def _judge_references(notes: pd.DataFrame, recipe: Recipe) -> dict[str, dict[str, Any] | str]:
-    """Each reference as the judge sees it, or, where that is asked for, that it is not faithful."""
-    judge = build_judge(recipe)
-    check = recipe.pairs.check_references and recipe.pairs.origin != "given"
-    found: dict[str, dict[str, Any] | str] = {}
-    columns = notes[["id", "context", "reference"]]
-    for name, context, reference in columns.itertuples(index=False):
-        sample = _judge_text(judge, context, reference)
-        found[name] = "the judge finds an error in the reference" if (
-            check and sample["errors"]) else sample  # fmt: skip
-    return found
+def _judge_reference(note: Row, section: PairsSection, judge: Detector) -> Sample | str:
+    """The reference as judged, or why it makes no pair; the user's own pairs are not checked."""
+    if section.origin != "perturbed" and not note["rejected"]:
+        return "no rejected side came with the note"
+    sample = judge_text(judge, note["context"], note["reference"])
+    if section.check_references and section.origin != "given" and sample["errors"]:
+        return "the judge finds an error in the reference"
+    return sample
 
 
-def _judge_text(judge: Any, context: str, text: str) -> dict[str, Any]:
-    return judge_sample(judge, context, Generation(text, [], "stop"))
-
-
-def _list_sides(draft: Draft | str) -> list[dict[str, Any]]:
-    return [] if isinstance(draft, str) else [draft.chosen, draft.rejected]
-
-
-def _write_pairs(
-    notes: pd.DataFrame, drafts: Drafts, samples: Samples, recipe: Recipe, run: Run
-) -> PairsResult:
-    rows, counts, errors = _collect_rows(notes, drafts, recipe)
-    held_out = split_groups([row["group_id"] for row in rows], recipe)
-    parts = {
-        "train": [row for row in rows if row["group_id"] not in held_out],
-        "validation": [row for row in rows if row["group_id"] in held_out],
-    }
-    if not parts["train"] or not parts["validation"]:
-        raise DataError(
-            f"{len(rows)} pairs from {len(notes)} notes are too few: {dict(counts)}.",
-            "Raise pairs.notes"
-            + (" or pairs.samples_per_note." if recipe.pairs.origin == "sampled" else
-               ", or set pairs.check_references=false where you trust the references."),
-        )  # fmt: skip
-    described = describe_pairs(rows, recipe)
-    refuse_cut_pairs(described["cuts"], recipe)
-    for name, part in parts.items():
-        _write_parquet(pd.DataFrame(part), run.path(f"pairs/{name}.parquet"))
-    lines = ({"id": name, "samples": samples[name]} for name in notes["id"] if samples[name])
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_text_atomic(run.path("pairs/candidates.jsonl"), text)
-    means = [sum(side) / len(errors) for side in zip(*errors, strict=True)]
-    report = {"train": len(parts["train"]), "validation": len(parts["validation"]),
-              "counts": dict(counts), "chosen_errors": means[0], "rejected_errors": means[1],
-              "judge": build_judge(recipe).name,
-              "yield": (counts["pair"] + counts[BEYOND]) / len(notes)}  # fmt: skip
-    return _make_result(report | described)
-
-
-def _collect_rows(
-    notes: pd.DataFrame, drafts: Drafts, recipe: Recipe
-) -> tuple[list[dict[str, Any]], Counter[str], list[tuple[int, int]]]:
-    """Rows of pairs/*.parquet, what became of each note, errors per (chosen, rejected)."""
-    rows, counts, errors = [], Counter(), []
-    for note in notes.to_dict("records"):
+def make_rows(
+    notes: Sequence[Row], drafts: dict[str, Draft], section: PairsSection
+) -> tuple[list[Row], Counter[str]]:
+    """Rows of pairs/*.parquet, and what became of each note."""
+    rows: list[Row] = []
+    counts: Counter[str] = Counter()
+    for note in notes:
         draft = drafts[note["id"]]
         if isinstance(draft, str):
             counts[draft] += 1
-        elif recipe.pairs.max_pairs and len(rows) >= recipe.pairs.max_pairs:
+        elif section.max_pairs and len(rows) >= section.max_pairs:
             counts[BEYOND] += 1
         else:
             counts["pair"] += 1
-            errors.append((draft.chosen["errors"], draft.rejected["errors"]))
-            rows.append(
-                {key: note[key] for key in ("id", "group_id", "prompt")}
-                | {"chosen": draft.chosen["text"], "rejected": draft.rejected["text"]}
-                | {"origin": recipe.pairs.origin, "error_types": draft.error_types}
-                | {"edit": draft.edit}
-            )
-    return rows, counts, errors
+            row = {name: note[name] for name in ("id", "group_id", "prompt")}
+            row |= {side: draft[side]["text"] for side in ("chosen", "rejected")}
+            row |= {"origin": section.origin, "error_types": draft["error_types"]}
+            rows.append(row | {"edit": draft["edit"]})
+    return rows, counts
 
 
-def describe_pairs(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
+def split_rows(rows: Sequence[Row], validation_share: float, seed: int) -> dict[str, list[Row]]:
+    """Return {train, validation}: a share of the groups, at least one, never a part of one."""
+    groups = {row["group_id"] for row in rows}
+    order = sorted(groups, key=lambda group: sha256(f"{seed} {group}".encode()).hexdigest())
+    held_out = set(order[: max(1, round(len(order) * validation_share))])
+    return {
+        "train": [row for row in rows if row["group_id"] not in held_out],
+        "validation": [row for row in rows if row["group_id"] in held_out],
+    }
+
+
+def describe_pairs(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """{origin, error_types, edits: kind -> pairs, length_bias, cuts} of pairs, lengths in tokens.
 
     `cuts` tells what model.max_length would do to the longer side of each pair.
     """
-    tokenizer = load_tokenizer(recipe)
-    chosen, rejected = (
-        count_completion_tokens(tokenizer, [row[side] for row in rows])
-        for side in ("chosen", "rejected")
-    )
+    chosen = count_completion_tokens(tokenizer, [row["chosen"] for row in rows])
+    rejected = count_completion_tokens(tokenizer, [row["rejected"] for row in rows])
     prompts = count_prompt_tokens(tokenizer, [row["prompt"] for row in rows])
-    longer = chosen.clip(min=rejected)
-    edits = Counter(row["edit"].partition(":")[0] for row in rows if row["edit"])
     return {
-        "origin": recipe.pairs.origin,
+        "origin": rows[0]["origin"],
         "error_types": dict(Counter(kind for row in rows for kind in row["error_types"])),
-        "edits": dict(edits),
+        "edits": dict(Counter(row["edit"].partition(":")[0] for row in rows if row["edit"])),
         "length_bias": describe_length_bias(chosen, rejected),
-        "cuts": describe_cuts(prompts, longer, recipe.model.max_length),
+        "cuts": describe_cuts(prompts, chosen.clip(min=rejected), max_length),
     }
 
 
-def refuse_cut_pairs(cuts: dict[str, Any], recipe: Recipe) -> None:
-    """Raise DataError when more pairs than data.max_cut_share exceed model.max_length."""
-    if cuts["cut_share"] > recipe.data.max_cut_share:
+def _refuse_few(parts: dict[str, list[Row]], counts: Counter[str], section: PairsSection) -> None:
+    if not all(parts.values()):
+        more = "set pairs.check_references=false where you trust the references"
+        more = "pairs.samples_per_note" if section.origin == "sampled" else more
         raise DataError(
-            f"{cuts['cut']} pairs ({cuts['cut_share']:.1%}) exceed model.max_length of "
-            f"{recipe.model.max_length} tokens",
-            f"raise model.max_length, or accept it with data.max_cut_share (now "
-            f"{recipe.data.max_cut_share})",
+            f"{counts['pair']} pairs from {counts.total()} notes are too few: {dict(counts)}.",
+            f"Raise pairs.notes, or {more}.",
         )
 
 
-def split_groups(groups: Sequence[str], recipe: Recipe) -> set[str]:
-    """Return the groups held out for validation: a share of them, at least one, never a part."""
-    distinct = sorted(
-        set(groups), key=lambda group: sha256(f"{recipe.seed} {group}".encode()).hexdigest()
-    )
-    return set(distinct[: max(1, round(len(distinct) * recipe.pairs.validation_share))])
+def _refuse_cut(cuts: dict[str, Any], max_length: int, max_cut_share: float) -> None:
+    if cuts["cut_share"] > max_cut_share:
+        raise DataError(
+            f"{cuts['cut']} pairs ({cuts['cut_share']:.1%}) exceed model.max_length of "
+            f"{max_length} tokens",
+            f"raise model.max_length, or accept it with data.max_cut_share (now {max_cut_share})",
+        )
 
 
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with storage_guard(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(temporary, index=False)
-        os.replace(temporary, path)
+def _write_pairs(run: Run, parts: dict[str, list[Row]], candidates: Sequence[Row]) -> None:
+    run.path("pairs").mkdir(exist_ok=True)
+    for split, part in parts.items():
+        pd.DataFrame(part).to_parquet(run.path(f"pairs/{split}.parquet"), index=False)
+    lines = [line for line in candidates if line["samples"]]
+    write_jsonl(run.path("pairs/candidates.jsonl"), lines)

@@ -8,7 +8,7 @@ its pair, so reordered or added pairs recompute nothing that is already there.
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,28 +22,23 @@ import numpy as np
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hallulib import processes
-from hallulib.dpo.batching import TokenPair, collate_pairs, load_pairs
-from hallulib.dpo.logprobs import choose_layout, completion_logps
+from hallulib.dpo.batching import TokenPair, load_pairs
+from hallulib.dpo.logprobs import TOLERANCE, Row, choose_layout, compute_logps
 from hallulib.errors import GateFailed, HallulibError
-from hallulib.files import display_path, sha256_text, write_json_atomic
-from hallulib.meter import explain_out_of_memory
+from hallulib.files import display_path, replace_file, sha256_text, write_json_atomic
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import ModelSection
 from hallulib.run import Run
 from hallulib.stage import stage
+from hallulib.watch import explain_out_of_memory
 
-# Largest difference of a token's log-prob (nats) between a stored row and the same row computed
-# again in a batch of another shape; measured: 1e-4 in float32, 0.02 in bfloat16.
-TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
 TABLE = "CREATE TABLE IF NOT EXISTS rows (address BLOB, chosen BLOB, rejected BLOB, checksum INT)"
 # What sqlite says of a file that it could read and that is not, or no longer, our database.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-
-Row = tuple[np.ndarray, np.ndarray]  # log-probs of the chosen and rejected tokens, float32 nats
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,7 @@ def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
     cache = ReferenceCache.open(run.path("reference"), recipe.model, policy, tokenizer)
     layout = choose_layout(policy, pairs, pad_id, recipe.dpo.prefix_sharing, recipe.model.dtype)
     print(layout)
-    longest = max(pair.length for pair in pairs)
-    with explain_out_of_memory("reference", longest, run.path("budget/reference.json")):
+    with explain_out_of_memory("reference", max(pair.length for pair in pairs)):
         computed = cache.fill(policy, pairs, pad_id, recipe.reference.batch_size, layout.shared)
     distinct = len({pair.address for pair in pairs})
     notes = {
@@ -97,7 +91,7 @@ def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
 
 
 def fingerprint_reference(
-    model: ModelSection, policy: PeftModel, tokenizer: PreTrainedTokenizerBase
+    model: ModelSection, policy: PeftModel, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Return all that moves a log-prob, by name; their hash is the cache's key.
 
@@ -138,7 +132,7 @@ class ReferenceCache:
 
     @classmethod
     def open(
-        cls, root: Path, model: ModelSection, policy: PeftModel, tokenizer: PreTrainedTokenizerBase
+        cls, root: Path, model: ModelSection, policy: PeftModel, tokenizer: Tokenizer
     ) -> ReferenceCache:
         """Read the cache that belongs to this policy below `root`, or start one.
 
@@ -160,7 +154,7 @@ class ReferenceCache:
         main, count = processes.is_main_process(), processes.count_processes()
         processes.wait_for_all()  # everybody has read the same rows
         if main:
-            self._prepare()
+            self._write_anew()  # a whole file, to append to
         bar = tqdm(total=len(todo), desc="reference pass", unit="pair", disable=not todo)
         for start in range(0, len(todo), size * count):
             own = todo[start + processes.process_rank() * size :][:size]
@@ -177,28 +171,22 @@ class ReferenceCache:
         processes.wait_for_all()
         return len(todo)
 
-    def _prepare(self) -> None:
-        """Write key.json and a file to append to; a damaged one is moved aside, not deleted."""
+    def _write_anew(self) -> None:
+        """Write key.json, and all rows in one order: equal rows are equal bytes, however they came
+        about. A damaged file is kept aside."""
         write_json_atomic(self.folder / "key.json", self.fields)
         if self.damaged:
             aside = self.folder.parent / "checkpoints" / f"damaged-{self.folder.name}.sqlite"
             aside.parent.mkdir(exist_ok=True)
-            os.replace(self.file, aside)
-            print(
-                f"reference: {display_path(self.file)} was damaged; it lies in "
-                f"{display_path(aside)} now. {len(self.rows)} of its rows are good and stay."
-            )
-        self._write_anew()
-        self.damaged = False
-
-    def _write_anew(self) -> None:
-        """Write all rows in one order: equal rows are equal bytes, however they came about."""
-        fresh = self.folder / ".rows.new"
-        fresh.unlink(missing_ok=True)
-        _append_rows(fresh, dict(sorted(self.rows.items())))
-        # What a killed pass left behind must not be played back into the new file.
-        self.file.with_name(f"{self.file.name}-journal").unlink(missing_ok=True)
-        os.replace(fresh, self.file)
+            shutil.copy(self.file, aside)
+            print(f"reference: {display_path(self.file)} was damaged; see {display_path(aside)}.")
+            print(f"reference: {len(self.rows)} of its rows are good and stay.")
+            self.damaged = False
+        with replace_file(self.file) as fresh:
+            fresh.unlink(missing_ok=True)
+            _append_rows(fresh, dict(sorted(self.rows.items())))
+            # What a killed pass left behind must not be played back into the new file.
+            self.file.with_name(f"{self.file.name}-journal").unlink(missing_ok=True)
 
     def lookup(self, pairs: Sequence[TokenPair]) -> list[Row]:
         """Return (chosen, rejected) per-token log-probs of each pair.
@@ -217,11 +205,13 @@ class ReferenceCache:
 
     def _explain_difference(self) -> str:
         for file in sorted(self.folder.parent.glob("*/key.json")):
-            other = json.loads(file.read_text("utf-8"))
-            differs = [name for name, value in self.fields.items() if other.get(name) != value]
-            if differs:
+            if differs := self._list_differences(file):
                 return f"The cache {file.parent.name} was made with another {', '.join(differs)}."
         return ""
+
+    def _list_differences(self, file: Path) -> list[str]:
+        other = json.loads(file.read_text("utf-8"))
+        return [name for name, value in self.fields.items() if other.get(name) != value]
 
     def add_reference(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
         """Return the pairs with their reference log-probs, summed. Raises as :meth:`lookup`."""
@@ -242,20 +232,16 @@ class ReferenceCache:
         drawn = np.random.default_rng(seed).choice(len(pairs), min(rows, len(pairs)), replace=False)
         for i in drawn.tolist():
             (now,) = compute_logps(policy, [pairs[i]], pad_id)
-            differs = max(_largest_difference(*sides) for sides in zip(now, stored[i], strict=True))
+            now, then = np.concatenate(now), np.concatenate(stored[i])
+            differs = np.abs(now - then).max() if now.shape == then.shape else float("inf")
             if not differs <= limit:  # not a number is no match either
                 raise GateFailed(
                     f"The stored reference of pair {pairs[i].address.hex()[:12]} differs by "
                     f"{differs:.3g} nats from the policy's own value (up to {limit} is rounding).",
                     f"Delete {display_path(self.folder)} and run notebook 04_reference_cache.",
                 )
-            worst = max(worst, differs)
+            worst = max(worst, float(differs))
         return worst
-
-
-def _largest_difference(now: np.ndarray, stored: np.ndarray) -> float:
-    """In nats; infinite for another length."""
-    return float(np.abs(now - stored).max()) if now.shape == stored.shape else float("inf")
 
 
 def _read_rows(file: Path) -> tuple[dict[bytes, Row], bool]:
@@ -306,24 +292,3 @@ def _checksum(address: Any, chosen: Any, rejected: Any) -> int:
     if not all(isinstance(part, bytes) for part in (address, chosen, rejected)):
         return -1
     return zlib.crc32(address + chosen + rejected, len(chosen))
-
-
-@torch.no_grad()
-def compute_logps(
-    policy: PeftModel, pairs: Sequence[TokenPair], pad_id: int, shared: bool = False
-) -> list[Row]:
-    """Return per-token log-probs (chosen, rejected) of each pair, with dropout off.
-
-    `shared`: run each prompt once for both completions (:func:`choose_layout`). Raises GateFailed
-    for a value that is not a number.
-    """
-    policy.eval()
-    device = next(policy.parameters()).device
-    batch = {name: t.to(device) for name, t in collate_pairs(pairs, pad_id, shared).items()}
-    rows = [logps.cpu().numpy() for logps in completion_logps(policy, batch)]
-    if not all(np.isfinite(row).all() for row in rows):
-        raise GateFailed(
-            "The policy gives a completion a log-probability that is not a number.",
-            "Train SFT again with a lower learning rate; with float16 try bfloat16 or float32.",
-        )
-    return list(zip(rows[: len(pairs)], rows[len(pairs) :], strict=True))

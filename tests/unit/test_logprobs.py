@@ -135,12 +135,11 @@ def test_pairs_that_are_empty_or_identical_or_too_long_are_left_out_with_the_rea
     ]
     found = tokenise_pairs(tokenizer, rows, max_length=100)
     assert len(found.pairs) == 1
-    assert found.dropped == {
-        "empty completion": 1,
-        "identical completions": 1,
-        "completion longer than model.max_length": 1,
+    assert found.report == {
+        "left out, empty completion": 1,
+        "left out, identical completions": 1,
+        "left out, completion longer than model.max_length": 1,
     }
-    assert found.report("train")["train pairs left out, empty completion"] == 1
     with pytest.raises(DataError, match="None of 1 pairs"):
         tokenise_pairs(tokenizer, [good], max_length=5)
 
@@ -151,15 +150,15 @@ def test_a_prompt_that_is_too_long_is_shortened_and_the_completions_are_not(
 ):
     words = " ".join(f"w{number}" for number in range(80))
     row = {"prompt": words, "chosen": "He is well.", "rejected": "She is ill."}
-    (pair,), dropped = found = tokenise_pairs(tokenizer, [row], max_length=60, side=side)
+    (pair,), report = tokenise_pairs(tokenizer, [row], max_length=60, side=side)
     whole = tokenise_pair(tokenizer, *row.values())
-    assert 50 < pair.length <= 60 < whole.length and not dropped
+    assert 50 < pair.length <= 60 < whole.length
     assert (pair.chosen_ids, pair.rejected_ids) == (whole.chosen_ids, whole.rejected_ids)
     text = tokenizer.decode(pair.prompt_ids)
     # What the chat template puts around the words is still there.
     assert text.startswith("<s><|user|>") and text.endswith("<|assistant|>")
     assert kept in text and lost not in text
-    assert found.report("train") == {"train prompts shortened to fit": 1}
+    assert report == {"with a prompt shortened to fit": 1} and pair.shortened
 
 
 def test_the_address_of_a_pair_is_its_content_and_where_the_completion_starts():

@@ -61,8 +61,8 @@ def test_the_reference_pass_and_sft_note_their_tensors_too(tmp_path, monkeypatch
     assert run.manifest["stages"]["sft"]["memory"]["measured_bytes"] > 100_000
     recipe, run = reference_run(tmp_path / "run")
     run.forget("reference")
-    for shard in run.path("reference").rglob("shard-*.parquet"):
-        shard.unlink()
+    for rows in run.path("reference").rglob("rows.sqlite"):
+        rows.unlink()
     check_fits(recipe, run, "reference")
     cache_reference(recipe, run)
     assert run.manifest["stages"]["reference"]["memory"]["measured_bytes"] > 100_000

@@ -10,11 +10,17 @@ from tiny_model import copy_sft_run, make_frame, make_recipe
 
 from hallulib.detectors import Judgement, StatementVerdict
 from hallulib.dpo import pairs as pairs_module
-from hallulib.dpo import sampled as sampled_module
-from hallulib.dpo.pairs import build_pairs, draw_notes, load_pairs_result, split_groups
-from hallulib.dpo.sampled import build_judge, choose_pair, judge_sample, read_candidates
+from hallulib.dpo.pairs import (
+    build_judge,
+    build_pairs,
+    choose_pair,
+    draw_notes,
+    judge_text,
+    load_pairs_result,
+    split_rows,
+)
 from hallulib.errors import DataError
-from hallulib.generation import Generation
+from hallulib.files import read_jsonl, sha256_text
 
 pytestmark = pytest.mark.unit
 
@@ -29,32 +35,37 @@ def sample(text: str, errors: int, statements: int = 3, finish_reason: str = "st
     }
 
 
-def test_fewest_errors_are_chosen_against_most():
-    chosen, rejected = choose_pair([sample("a", 1), sample("b", 0), sample("c", 3)])
-    assert (chosen["text"], rejected["text"]) == ("b", "c")
+A, B, C, D = sample("a", 0, 3), sample("b", 0, 5), sample("c", 2, 4), sample("d", 2, 6)
+FEW = "fewer than two different, complete samples"
 
 
-def test_among_equals_the_one_that_states_more_is_taken_on_both_sides():
-    chosen, rejected = choose_pair(
-        [sample("a", 0, 3), sample("b", 0, 5), sample("c", 2, 4), sample("d", 2, 6)]
-    )
-    assert (chosen["text"], rejected["text"]) == ("b", "d")
+@pytest.mark.parametrize(
+    ("samples", "chosen", "rejected"),
+    [
+        # fewest errors against most
+        ([sample("a", 1), sample("b", 0), sample("c", 3)], "b", "c"),
+        # among equals the one that states more is taken on both sides, whatever the order
+        ([A, B, C, D], "b", "d"),
+        ([D, C, B, A], "b", "d"),
+    ],
+)
+def test_fewest_errors_are_chosen_against_most(samples, chosen, rejected):
+    pair = choose_pair(samples)
+    assert (pair["chosen"]["text"], pair["rejected"]["text"]) == (chosen, rejected)
+    assert pair["error_types"] == ["detail"] * pair["rejected"]["errors"]
 
 
-def test_the_order_of_the_samples_does_not_matter():
-    samples = [sample("a", 0), sample("b", 0), sample("c", 2), sample("d", 2)]
-    assert choose_pair(samples) == choose_pair(samples[::-1])
-
-
-def test_a_tie_makes_no_pair():
-    assert choose_pair([sample("a", 1), sample("b", 1)]).startswith("tie")
-
-
-def test_identical_cut_off_and_empty_samples_make_no_pair():
-    short = "fewer than two different, complete samples"
-    assert choose_pair([sample("a", 0), sample("a", 0)]) == short
-    assert choose_pair([sample("a", 0), sample("b", 2, finish_reason="length")]) == short
-    assert choose_pair([sample("", 0, statements=0), sample("b", 2)]) == short
+@pytest.mark.parametrize(
+    ("samples", "why"),
+    [
+        ([sample("a", 1), sample("b", 1)], "tie: the judge sees as many errors in every sample"),
+        ([sample("a", 0), sample("a", 0)], FEW),
+        ([sample("a", 0), sample("b", 2, finish_reason="length")], FEW),
+        ([sample("", 0, statements=0), sample("b", 2)], FEW),
+    ],
+)
+def test_ties_and_identical_cut_off_and_empty_samples_make_no_pair(samples, why):
+    assert choose_pair(samples) == why
 
 
 def test_the_judge_sees_the_text_of_the_note_only_and_names_the_errors():
@@ -66,79 +77,82 @@ def test_the_judge_sees_the_text_of_the_note_only_and_names_the_errors():
             wrong = StatementVerdict(summary, 0, len(summary), "drug", "not_in_note", "fabrication")
             return Judgement([wrong], [], self.name)
 
-    judged = judge_sample(Judge(), "He takes aspirin.", Generation("He takes opium.", [1], "stop"))
+    judged = judge_text(Judge(), "He takes aspirin.", "He takes opium.")
     assert judged["errors"] == 1 and judged["error_types"] == ["fabrication"]
     assert judged["verdicts"] == [{"text": "He takes opium.", "verdict": "not_in_note"}]
 
 
 def test_the_judge_of_the_recipe_has_its_error_rates():
-    judge = build_judge(make_recipe({"pairs.judge_false_positive_rate": 0.2}))
+    judge = build_judge(make_recipe({"pairs.judge_false_positive_rate": 0.2}).pairs, seed=0)
     assert (judge.false_positive_rate, judge.false_negative_rate) == (0.2, 0.10)
 
 
 def test_more_notes_keep_the_notes_already_drawn():
     frame = make_frame(24, "train")
-    few = draw_notes(frame, make_recipe({"pairs.notes": 5}))["id"].tolist()
-    more = draw_notes(frame, make_recipe({"pairs.notes": 9}))["id"].tolist()
+    few, more, other = (
+        [note["id"] for note in draw_notes(frame, count, seed)]
+        for count, seed in ((5, 0), (9, 0), (5, 1))
+    )
     assert more[:5] == few and len(set(more)) == 9
-    other = draw_notes(frame, make_recipe({"pairs.notes": 5, "seed": 1}))["id"].tolist()
     assert other != few
 
 
 def test_validation_takes_whole_groups_and_at_least_one():
-    groups = [f"g{number // 3}" for number in range(30)]
-    held_out = split_groups(groups, make_recipe({"pairs.validation_share": 0.2}))
-    assert len(held_out) == 2 and held_out < set(groups)
-    assert len(split_groups(["a", "b"], make_recipe({"pairs.validation_share": 0.01}))) == 1
+    rows = [{"group_id": f"g{number // 3}", "id": number} for number in range(30)]
+    parts = split_rows(rows, 0.2, seed=0)
+    groups = {split: {row["group_id"] for row in part} for split, part in parts.items()}
+    assert len(groups["validation"]) == 2 and not groups["train"] & groups["validation"]
+    assert sorted(row["id"] for part in parts.values() for row in part) == list(range(30))
+    assert len(split_rows(rows[::15], 0.01, seed=0)["validation"]) == 1
 
 
-def test_a_torn_last_line_is_cut_off_the_candidates(tmp_path):
-    file = tmp_path / "candidates.jsonl"
-    good = json.dumps({"id": "n1", "samples": [sample("a", 0)]}) + "\n"
-    for torn in ('{"id": "n2", "sam', json.dumps({"id": "n2", "samples": []})):
-        file.write_text(good + torn)
-        assert list(read_candidates(file)) == ["n1"]
-        assert file.read_text() == good
-    assert read_candidates(tmp_path / "none.jsonl") == {}
+def read_candidates(run) -> dict[str, list[dict]]:
+    return {row["id"]: row["samples"] for row in read_jsonl(run.require("pairs/candidates.jsonl"))}
 
 
-def test_an_interrupted_pass_samples_only_the_remaining_notes(tmp_path, monkeypatch):
-    recipe = make_recipe({"pairs.batch_size": 3})  # one note at a time, four to a chunk
+@pytest.mark.parametrize("torn", ["", '{"id": "n2", "sam', '{"id": "n2", "samples": []}'])
+def test_every_batch_is_on_the_disk_and_an_interrupted_pass_samples_only_the_rest(
+    tmp_path, monkeypatch, torn
+):
+    recipe = make_recipe({"pairs.batch_size": 9})  # three notes with three samples each
     straight = copy_sft_run(tmp_path / "straight", recipe)
     broken = copy_sft_run(tmp_path / "broken", recipe)
     result = build_pairs(recipe, straight)
-    original = sampled_module.generate_summaries
-    sampled: list[int] = []
+    work = broken.checkpoint_dir("pairs", recipe) / "candidates.jsonl"
+    original, on_disk = pairs_module.generate_summaries, []
 
     def generate(policy, tokenizer, prompts, **options):
-        if len(sampled) == 2:
-            sampled.append(0)
+        assert len(prompts) == 3
+        on_disk.append(len(work.read_text().splitlines()))
+        if len(on_disk) == 3:
             raise KeyboardInterrupt
-        sampled.append(len(prompts))
         return original(policy, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(sampled_module, "generate_summaries", generate)
+    monkeypatch.setattr(pairs_module, "generate_summaries", generate)
     with pytest.raises(KeyboardInterrupt):
         build_pairs(recipe, broken)
     assert not broken.path("pairs/train.parquet").exists()
+    work.write_text(work.read_text() + torn)
     assert build_pairs(recipe, broken) == result
-    assert sampled == [4, 4, 0, 4]
+    assert on_disk == [0, 3, 6, 6, 9]
     for name in ("train.parquet", "validation.parquet", "candidates.jsonl"):
         assert broken.path(f"pairs/{name}").read_bytes() == (
             straight.path(f"pairs/{name}").read_bytes()
         )
 
 
-def test_every_pair_is_made_of_two_samples_of_the_policy_and_none_of_the_reference(tmp_path):
+def test_every_pair_is_made_of_two_samples_of_the_policy_and_the_notes_say_how(tmp_path):
     recipe = make_recipe()
     run = copy_sft_run(tmp_path / "run", recipe)
-    result = build_pairs(recipe, run)
-    candidates = read_candidates(run.require("pairs/candidates.jsonl"))
-    assert len(candidates) == 12 and sum(result.counts.values()) == 12
+    notes = build_pairs(recipe, run).notes
+    candidates = read_candidates(run)
+    assert len(candidates) == 12 and sum(notes["counts"].values()) == 12
     assert all(len(samples) == 3 for samples in candidates.values())
     parts = [pd.read_parquet(run.require(f"pairs/{s}.parquet")) for s in ("train", "validation")]
-    assert [len(part) for part in parts] == [result.train, result.validation]
-    assert result.counts["pair"] == result.train + result.validation
+    assert [len(part) for part in parts] == [notes["train"], notes["validation"]]
+    assert notes["counts"]["pair"] == len(parts[0]) + len(parts[1]) == notes["yield"] * 12
+    assert notes["judge"] == "entities+noise" and notes["edits"] == {} and notes["error_types"]
+    assert notes["length_bias"]["pairs"] == notes["counts"]["pair"] and notes["cuts"]["cut"] == 0
     assert not set(parts[0]["group_id"]) & set(parts[1]["group_id"])
     rows = pd.concat(parts)
     assert set(rows["origin"]) == {"sampled"}
@@ -150,7 +164,28 @@ def test_every_pair_is_made_of_two_samples_of_the_policy_and_none_of_the_referen
         assert list(row["error_types"]) == sorted(rejected["error_types"])
         seen.append((chosen["errors"], rejected["errors"]))
     means = [sum(side) / len(seen) for side in zip(*seen, strict=True)]
-    assert (result.chosen_errors, result.rejected_errors) == pytest.approx(tuple(means))
+    assert [notes[f"{side}_errors"] for side in ("chosen", "rejected")] == means
+
+
+def test_the_same_candidates_make_the_same_pairs_as_ever(tmp_path):
+    recipe = make_recipe({"pairs.notes": 24})
+    run = copy_sft_run(tmp_path / "run", recipe)
+    folder = run.checkpoint_dir("pairs", recipe)
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(24):
+        draws = [(number * 7 + k * 5) % 11 for k in range(3)]
+        samples = [
+            sample(f"{d % 5} of {number}", d % 3, 1 + d % 2, "length" if d == 9 else "stop")
+            for d in draws
+        ]
+        lines.append(json.dumps({"id": f"train-{number}", "samples": samples}) + "\n")
+    (folder / "candidates.jsonl").write_text("".join(lines))
+    build_pairs(recipe, run)
+    parts = [pd.read_parquet(run.path(f"pairs/{s}.parquet")) for s in ("train", "validation")]
+    text = "".join(part.to_json(orient="records") for part in parts)
+    assert [len(part) for part in parts] == [7, 2]
+    assert sha256_text(text).startswith("2de3afa508c91495")
 
 
 def test_too_few_pairs_is_an_error_that_counts_what_became_of_the_notes(tmp_path, monkeypatch):
@@ -185,21 +220,18 @@ def with_rejected(frame):
 def test_a_perturbed_pair_is_a_reference_against_itself_with_one_typed_error(tmp_path):
     result, rows, run = build(tmp_path, {"pairs.origin": "perturbed"})
     references = pd.read_parquet(run.path("data/train.parquet")).set_index("id")["reference"]
-    assert len(rows) == result.counts["pair"] >= 10
+    assert len(rows) == result.notes["counts"]["pair"] >= 10
     for row in rows.to_dict("records"):
         assert row["chosen"] == references[row["id"]] != row["rejected"]
         assert row["origin"] == "perturbed" and len(row["error_types"]) == 1 and row["edit"]
     assert sum(result.notes["edits"].values()) == len(rows)
     assert abs(result.notes["length_bias"]["mean_gap"]) < 3
     assert result.notes["yield"] == len(rows) / 12
-
-
-def test_perturbed_pairs_are_the_same_for_the_same_seed_and_others_for_another(tmp_path):
-    texts = [
-        build(tmp_path / name, {"pairs.origin": "perturbed", "seed": seed})[1]["rejected"].tolist()
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    assert texts[0] == texts[1] != texts[2]
+    again, other = (
+        build(tmp_path / name, {"pairs.origin": "perturbed", "seed": seed})[1]
+        for name, seed in (("again", 0), ("other", 1))
+    )
+    assert again["rejected"].tolist() == rows["rejected"].tolist() != other["rejected"].tolist()
 
 
 def test_references_in_which_the_judge_finds_an_error_are_left_out_where_asked(tmp_path):
@@ -207,10 +239,10 @@ def test_references_in_which_the_judge_finds_an_error_are_left_out_where_asked(t
     settings = noise | {"pairs.origin": "perturbed", "pairs.check_references": True}
     result, rows, run = build(tmp_path, settings)
     notes = pd.read_parquet(run.path("data/train.parquet")).set_index("id")["context"]
-    assert result.counts["the judge finds an error in the reference"] > 0
+    assert result.notes["counts"]["the judge finds an error in the reference"] > 0
     # a reference states an allergy whether or not the note does (see tiny_model)
     assert all("Allergies" in notes[name] for name in rows["id"])
-    assert result.chosen_errors == 0 < result.rejected_errors
+    assert result.notes["chosen_errors"] == 0 < result.notes["rejected_errors"]
 
 
 @pytest.mark.parametrize("origin", ["twin", "given"])
@@ -218,7 +250,7 @@ def test_twins_and_given_pairs_are_the_sides_that_came_with_the_rows(tmp_path, o
     _, rows, run = build(tmp_path, {"pairs.origin": origin}, with_rejected)
     assert set(rows["origin"]) == {origin} and len(rows) == 12
     assert all(row.rejected == row.chosen.replace("man", "woman") for row in rows.itertuples())
-    candidates = read_candidates(run.require("pairs/candidates.jsonl"))
+    candidates = read_candidates(run)
     assert all([s["text"] for s in candidates[r.id]] == [r.chosen, r.rejected]
                for r in rows.itertuples())  # fmt: skip
 
@@ -237,8 +269,8 @@ def test_notes_without_a_rejected_side_are_counted_and_none_at_all_is_an_error(t
         )
 
     result, rows, run = build(tmp_path / "half", {"pairs.origin": "given"}, half)
-    assert set(read_candidates(run.path("pairs/candidates.jsonl"))) == set(rows["id"])
-    assert result.counts["no rejected side came with the note"] == 12 - len(rows) > 0
+    assert set(read_candidates(run)) == set(rows["id"])
+    assert result.notes["counts"]["no rejected side came with the note"] == 12 - len(rows) > 0
     with pytest.raises(DataError, match="'twin', and none of 12 notes came with a rejected side"):
         build(tmp_path / "none", {"pairs.origin": "twin"})
 
@@ -260,15 +292,6 @@ def test_a_result_is_read_back_and_max_pairs_keeps_the_first(tmp_path):
     settings = {"pairs.origin": "perturbed", "pairs.max_pairs": 5}
     result, rows, run = build(tmp_path / "few", settings)
     assert len(rows) == 5 and set(rows["id"]) < set(all_rows["id"])
-    assert result.counts["beyond pairs.max_pairs"] == len(all_rows) - 5
+    assert result.notes["counts"]["beyond pairs.max_pairs"] == len(all_rows) - 5
     assert result.notes["yield"] == len(all_rows) / 12
     assert load_pairs_result(run) == result
-
-
-def test_sampled_pairs_report_their_yield_judge_and_length_bias(tmp_path):
-    recipe = make_recipe()
-    run = copy_sft_run(tmp_path / "run", recipe)
-    notes = build_pairs(recipe, run).notes
-    assert notes["yield"] == notes["counts"]["pair"] / 12 and notes["judge"] == "entities+noise"
-    assert notes["length_bias"]["pairs"] == notes["counts"]["pair"]
-    assert notes["cuts"]["cut"] == 0 and notes["edits"] == {} and notes["error_types"]

@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 import transformers
-from tiny_model import make_recipe
 from transformers import AutoModelForCausalLM
 
 from hallulib.dpo import logprobs
@@ -82,7 +81,7 @@ def check_equal(plain: tuple, shared: tuple) -> None:
 def test_shared_prompts_give_the_same_log_probs_and_gradients(name):
     model = build_model(name, SHARING[name])
     plain = score(model, shared=False)
-    choice = choose_layout(model, make_pairs(), 0, make_recipe())
+    choice = choose_layout(model, make_pairs(), 0, "auto", "float32")
     assert choice.shared, choice.reason
     check_equal(plain, score(model, shared=True))
 
@@ -91,7 +90,7 @@ def test_shared_prompts_give_the_same_log_probs_and_gradients(name):
 def test_a_model_that_cannot_share_falls_back_and_still_scores(name):
     model = build_model(name, FALLING_BACK[name])
     before = score(model, shared=False)[0]
-    choice = choose_layout(model, make_pairs(), 0, make_recipe())
+    choice = choose_layout(model, make_pairs(), 0, "auto", "float32")
     assert not choice.shared
     assert re.search("cannot|differ|attention is eager", choice.reason)
     assert torch.equal(before, score(model, shared=False)[0])
@@ -100,13 +99,13 @@ def test_a_model_that_cannot_share_falls_back_and_still_scores(name):
 def test_without_its_rejected_completions_a_shared_row_is_the_same_as_plain():
     model = build_model("Llama", GROUPED)
     plain = score(model, shared=False, chosen_only=True)
-    assert choose_layout(model, make_pairs(), 0, make_recipe()).shared
+    assert choose_layout(model, make_pairs(), 0, "auto", "float32").shared
     check_equal(plain, score(model, shared=True, chosen_only=True))
 
 
 def test_gradient_checkpointing_changes_nothing():
     model = build_model("Mistral", SHARING["Mistral"])
-    assert choose_layout(model, make_pairs(), 0, make_recipe()).shared
+    assert choose_layout(model, make_pairs(), 0, "auto", "float32").shared
     plain = score(model, shared=True)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -115,7 +114,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 def test_a_completion_does_not_see_the_other_one():
     model = build_model("Llama", GROUPED)
-    choose_layout(model, make_pairs(), 0, make_recipe())
+    choose_layout(model, make_pairs(), 0, "auto", "float32")
     pair = make_pairs()[0]
     changed = TokenPair(pair.prompt_ids, [9] * len(pair.chosen_ids), pair.rejected_ids)
     with torch.no_grad():
@@ -132,7 +131,7 @@ def test_the_plain_path_of_a_model_that_shares_is_what_it_was():
     seen[0, :5] = 0
     with torch.no_grad():
         before = model(input_ids=ids, attention_mask=seen).logits
-        choose_layout(model, make_pairs(), 0, make_recipe())
+        choose_layout(model, make_pairs(), 0, "auto", "float32")
         assert torch.equal(before, model(input_ids=ids, attention_mask=seen).logits)
 
 
@@ -144,12 +143,11 @@ def test_a_wrong_position_is_caught_by_the_self_check(monkeypatch):
         return batch
 
     monkeypatch.setattr(logprobs, "collate_pairs", collate_wrongly)
-    choice = choose_layout(build_model("Llama", GROUPED), make_pairs(), 0, make_recipe())
+    choice = choose_layout(build_model("Llama", GROUPED), make_pairs(), 0, "auto", "float32")
     assert not choice.shared
     assert "the layouts differ by" in choice.reason
 
 
 def test_sharing_can_be_switched_off():
-    recipe = make_recipe({"dpo.prefix_sharing": "off"})
-    choice = choose_layout(build_model("Llama", GROUPED), make_pairs(), 0, recipe)
+    choice = choose_layout(build_model("Llama", GROUPED), make_pairs(), 0, "off", "float32")
     assert (choice.shared, choice.reason) == (False, "dpo.prefix_sharing is off")

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
-import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
+from hallulib.adapters import lora_parameters
 from tiny_model import copy_sft_run, make_recipe, make_texts, record_pairs
 
-from hallulib.dpo import reference_cache
+from hallulib.dpo import reference
 from hallulib.dpo.batching import collate_pairs, tokenise_pair
 from hallulib.dpo.logprobs import completion_logps
-from hallulib.dpo.reference import ReferenceCache, cache_reference, compute_logps
-from hallulib.errors import GateFailed
+from hallulib.dpo.reference import ReferenceCache, cache_reference
+from hallulib.errors import GateFailed, HallulibError
 from hallulib.files import sha256_tree
-from hallulib.models import load_policy, load_tokenizer, lora_parameters
+from hallulib.models import load_policy, load_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -46,128 +47,168 @@ def make_pairs(tokenizer, count: int):
 
 def open_cache(root, world) -> ReferenceCache:
     recipe, _, tokenizer, policy, _ = world
-    return ReferenceCache.open(root, recipe, policy, tokenizer)
+    return ReferenceCache.open(root, recipe.model, policy, tokenizer)
 
 
-def test_stored_log_probs_equal_those_computed_live(tmp_path, world):
-    recipe, _, tokenizer, policy, pairs = world
-    cache = open_cache(tmp_path, world)
-    assert cache.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 10
-    read_back = open_cache(tmp_path, world).lookup(pairs)
-    with torch.no_grad():
-        live = completion_logps(policy, collate_pairs(pairs, tokenizer.pad_token_id))
-    for row, (chosen, rejected) in enumerate(read_back):
-        assert chosen.dtype == np.float32
-        assert chosen == pytest.approx(live[row].numpy(), abs=1e-4)
-        assert rejected == pytest.approx(live[10 + row].numpy(), abs=1e-4)
-        assert len(chosen) == len(pairs[row].chosen_ids)
-
-
-def test_rows_are_found_by_content_in_whatever_order(tmp_path, world):
-    recipe, _, tokenizer, policy, pairs = world
-    cache = open_cache(tmp_path, world)
-    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    forward, backward = cache.lookup(pairs), cache.lookup(pairs[::-1])
-    assert all(a[0] is b[0] for a, b in zip(forward, backward[::-1], strict=True))
-
-
-def test_an_interrupted_pass_computes_only_what_is_missing(tmp_path, world, monkeypatch):
-    recipe, _, tokenizer, policy, pairs = world
-    whole = open_cache(tmp_path / "whole", world)
-    whole.fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    calls: list[int] = []
-
-    def count(policy, batch, *others):
-        if sum(calls) == 8 and len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(len(batch))
-        return compute_logps(policy, batch, *others)
-
-    monkeypatch.setattr(reference_cache, "compute_logps", count)
-    with pytest.raises(KeyboardInterrupt):
-        open_cache(tmp_path / "broken", world).fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    assert calls == [4, 4]
-    manifest = json.loads(next((tmp_path / "broken").glob("*/manifest.json")).read_text())
-    assert manifest["complete"] is False
-    calls.append(0)  # no interruption any more
-    again = open_cache(tmp_path / "broken", world)
-    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 2
-    assert calls[3:] == [2]
-    # The same bytes as a pass that was never interrupted.
-    assert sha256_tree(tmp_path / "broken") == sha256_tree(tmp_path / "whole")
-
-
-def test_added_pairs_compute_only_themselves(tmp_path, world):
-    recipe, _, tokenizer, policy, pairs = world
-    open_cache(tmp_path, world).fill(policy, pairs[:6], tokenizer.pad_token_id, recipe)
-    again = open_cache(tmp_path, world)
-    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 4
-    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 0
-
-
-def test_a_damaged_shard_is_computed_again(tmp_path, world):
-    recipe, _, tokenizer, policy, pairs = world
-    cache = open_cache(tmp_path, world)
-    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    shard = sorted(cache.folder.glob("shard-*.parquet"))[1]
-    shard.write_bytes(shard.read_bytes()[:100])
-    again = open_cache(tmp_path, world)
-    assert again.fill(policy, pairs, tokenizer.pad_token_id, recipe) == 4
-    assert len(again.lookup(pairs)) == 10
-
-
-def test_one_flipped_byte_in_a_shard_is_found_and_only_that_shard_computed_again(tmp_path, world):
-    recipe, _, tokenizer, policy, pairs = world
-    cache = open_cache(tmp_path, world)
-    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    shard = sorted(cache.folder.glob("shard-*.parquet"))[0]
-    data = bytearray(shard.read_bytes())
-    data[600] ^= 1  # among the values, where parquet itself would not notice
-    shard.write_bytes(data)
-    assert open_cache(tmp_path, world).fill(policy, pairs, tokenizer.pad_token_id, recipe) == 4
-
-
-def test_kill_minus_9_in_the_middle_of_a_pass_loses_at_most_one_shard(tmp_path):
-    recipe = make_recipe()
-    run = copy_sft_run(tmp_path / "run", recipe)
-    record_pairs(run, recipe)
-    code = (
-        "import time; from tiny_model import make_recipe; from hallulib.run import Run\n"
-        "from hallulib.dpo import reference_cache as r\n"
-        "slow, real = time.sleep, r.compute_logps\n"
-        "r.compute_logps = lambda *a: (slow(0.4), real(*a))[1]\n"
-        f"recipe = make_recipe(base={recipe.model.name_or_path!r})\n"
-        f"r.cache_reference(recipe, Run.open({str(run.root)!r}, recipe))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
-    deadline = time.monotonic() + 60
-    while not (shards := list(run.path("reference").glob("*/shard-*.parquet"))):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    result = cache_reference(recipe, run)
-    assert result.reused >= 4 * len(shards)
-    assert result.computed == result.pairs - result.reused > 0
-
-
-def test_rows_are_sorted_by_length_so_that_padding_nearly_vanishes(tmp_path, world):
-    recipe, _, tokenizer, policy, pairs = world
-    cache = open_cache(tmp_path, world)
-    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    length = {pair.address: pair.length for pair in pairs}
-    stored = []
-    for shard in sorted(cache.folder.glob("shard-*.parquet")):
-        stored += [length[address] for address in pq.read_table(shard)["address"].to_pylist()]
-    assert stored == sorted(stored, reverse=True) and len(set(stored)) > 1
+def fill(cache, world, pairs=None) -> int:
+    """Fill in batches of four; returns how many pairs were computed."""
+    _, _, tokenizer, policy, all_pairs = world
+    return cache.fill(policy, pairs or all_pairs, tokenizer.pad_token_id, 4, shared=False)
 
 
 @pytest.fixture
 def filled(tmp_path, world):
     """The folder of a cache in which the ten pairs of the world are stored."""
-    recipe, _, tokenizer, policy, pairs = world
-    open_cache(tmp_path / "cache", world).fill(policy, pairs, tokenizer.pad_token_id, recipe)
+    fill(open_cache(tmp_path / "cache", world), world)
     return tmp_path / "cache"
+
+
+def test_pairs_carry_into_the_batch_what_the_policy_says_of_them(world, filled):
+    _, _, tokenizer, policy, pairs = world
+    cache = open_cache(filled, world)
+    with torch.no_grad():
+        live = completion_logps(policy, collate_pairs(pairs, tokenizer.pad_token_id))
+    for row, sides in enumerate(cache.lookup(pairs)):
+        for side, stored in enumerate(sides):
+            assert stored.dtype == np.float32
+            assert stored == pytest.approx(live[10 * side + row].numpy(), abs=1e-4)
+    with_sums = cache.add_reference(pairs[::-1])
+    assert with_sums == pairs[::-1]  # what the reference says does not make another pair
+    batch = collate_pairs(with_sums[::-1], 0)
+    sums = [tokens.sum().item() for tokens in live]
+    assert batch["ref_chosen_logps"].tolist() == pytest.approx(sums[:10], abs=1e-3)
+    assert batch["ref_rejected_logps"].tolist() == pytest.approx(sums[10:], abs=1e-3)
+
+
+class PowerCut(Exception):
+    """Stands for a power cut."""
+
+
+def test_a_pass_begins_with_the_longest_and_goes_on_where_it_was_interrupted(
+    tmp_path, world, filled
+):
+    shapes: list[tuple[int, int]] = []
+
+    def note(module, args, inputs):
+        if len(shapes) == 2:
+            raise PowerCut
+        shapes.append(tuple(inputs["input_ids"].shape))
+
+    watch = world[3].get_base_model().base_model.register_forward_pre_hook(note, with_kwargs=True)
+    with watch, pytest.raises(PowerCut):
+        fill(open_cache(tmp_path / "broken", world), world)
+    # Two batches of four pairs, of like lengths.
+    assert [rows for rows, _ in shapes] == [8, 8]
+    longest = sorted((pair.length for pair in world[4]), reverse=True)
+    assert [width for _, width in shapes] == [longest[0], longest[4]] and longest[4] < longest[0]
+    assert fill(open_cache(tmp_path / "broken", world), world) == 2
+    # The same bytes as a pass that was never interrupted.
+    assert sha256_tree(tmp_path / "broken") == sha256_tree(filled)
+
+
+def test_kill_minus_9_in_the_middle_of_a_pass_loses_at_most_one_batch(tmp_path):
+    recipe = make_recipe()
+    run = copy_sft_run(tmp_path / "run", recipe)
+    record_pairs(run, recipe)
+    code = (
+        "import os; from tiny_model import make_recipe; from hallulib.run import Run\n"
+        "from hallulib.dpo import reference as r\n"
+        "real, calls = r.compute_logps, []\n"
+        "def die(*a): calls.append(a); return os.kill(os.getpid(), 9) if calls[2:] else real(*a)\n"
+        "r.compute_logps = die\n"
+        f"recipe = make_recipe(base={recipe.model.name_or_path!r})\n"
+        f"r.cache_reference(recipe, Run.open({str(run.root)!r}, recipe))"
+    )
+    died = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    assert died.returncode == -9
+    notes = cache_reference(recipe, run).notes
+    assert notes["reused"] == 8 and notes["computed"] == notes["pairs"] - 8 > 0
+
+
+def test_equal_rows_are_equal_bytes_however_they_came_about(tmp_path, world):
+    for name, order in (("a", world[4]), ("b", world[4][::-1])):
+        for pair in order:
+            fill(open_cache(tmp_path / name, world), world, [pair])
+    assert sha256_tree(tmp_path / "a") == sha256_tree(tmp_path / "b")
+
+
+# --- what a disk or another program can do ------------------------------------------------------
+
+
+def flip_bit(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+def test_one_flipped_bit_costs_one_row_which_is_said_and_only_it_computed_again(
+    world, filled, capsys
+):
+    pairs, cache = world[4], open_cache(filled, world)
+    stored = cache.lookup(pairs)
+    flip_bit(cache.file, cache.file.read_bytes().index(stored[3][0].tobytes()) + 9)
+    before = sha256_tree(filled)
+    reader = open_cache(filled, world)
+    with pytest.raises(GateFailed, match=r"1 of 10 pairs have no row[\s\S]*Its file is damaged\."):
+        reader.lookup(pairs)
+    assert sha256_tree(filled) == before  # a reader changes nothing
+    assert fill(reader, world) == 1
+    out = capsys.readouterr().out
+    assert "rows.sqlite was damaged" in out and "9 of its rows are good" in out
+    assert len(list(filled.glob("checkpoints/damaged-*.sqlite"))) == 1
+    for old, new in zip(stored, open_cache(filled, world).lookup(pairs), strict=True):
+        assert old[0] == pytest.approx(new[0], abs=1e-4)
+
+
+def test_wherever_a_bit_is_flipped_no_wrong_value_is_ever_believed(world, filled):
+    cache = open_cache(filled, world)
+    true = {address: (c.tobytes(), r.tobytes()) for address, (c, r) in cache.rows.items()}
+    whole = cache.file.read_bytes()
+    for at in [*range(0, 200), *range(16384, len(whole), 211)]:
+        flip_bit(cache.file, at)
+        try:
+            seen = open_cache(filled, world).rows
+        except HallulibError:
+            seen = {}
+        assert all(true.get(a) == (c.tobytes(), r.tobytes()) for a, (c, r) in seen.items()), at
+        cache.file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all " * 9, None], ids=str)
+def test_a_file_that_is_no_database_is_moved_aside_and_computed_again(world, filled, content):
+    file = open_cache(filled, world).file
+    content = file.read_bytes()[:20_000] if content is None else content
+    file.write_bytes(content)
+    cache = open_cache(filled, world)
+    missing = 10 - len(cache.rows)
+    assert cache.damaged and fill(cache, world) == missing > 0
+    (aside,) = filled.glob("checkpoints/damaged-*.sqlite")
+    assert aside.read_bytes() == content
+    assert len(open_cache(filled, world).lookup(world[4])) == 10
+
+
+def test_an_error_that_may_pass_is_an_error_and_deletes_nothing(world, filled):
+    file = open_cache(filled, world).file
+    before = sha256_tree(filled)
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(HallulibError, match="cannot be read or written: database is locked"):
+            open_cache(filled, world)
+    assert sha256_tree(filled) == before
+    assert len(open_cache(filled, world).lookup(world[4])) == 10
+
+
+def test_a_value_that_is_not_a_number_is_not_stored(tmp_path, world):
+    recipe, run, tokenizer, _, pairs = world
+    policy = load_policy(recipe, run.require("sft/adapter"), trainable=False)
+    next(iter(lora_parameters(policy).values())).data[0, 0] = float("nan")
+    cache = ReferenceCache.open(tmp_path, recipe.model, policy, tokenizer)
+    with pytest.raises(GateFailed, match="not a number"):
+        cache.fill(policy, pairs, 0, 4, shared=False)
+    assert ReferenceCache.open(tmp_path, recipe.model, policy, tokenizer).rows == {}
+
+
+# --- what belongs to the key, and what does not --------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +216,7 @@ def filled(tmp_path, world):
     [
         {"dpo.learning_rate": 1e-6}, {"dpo.beta": 0.5}, {"dpo.loss": "ipo"}, {"seed": 7},
         {"dpo.max_steps": 50}, {"dpo.batch_size": 2}, {"reference.batch_size": 1},
-        {"reference.shard_size": 3}, {"name": "another-run"},
+        {"reference.spot_check_rows": 1}, {"name": "another-run"},
         "reordered pairs", "added pairs", "another folder", "padding left in the tokenizer",
     ],
     ids=str,
@@ -189,9 +230,9 @@ def test_what_moves_no_log_prob_recomputes_no_pair(tmp_path, world, filled, chan
     if change == "padding left in the tokenizer":
         tokenizer("a", padding="max_length", max_length=9)
     recipe = make_recipe(change) if isinstance(change, dict) else recipe
-    cache = ReferenceCache.open(filled, recipe, policy, tokenizer)
+    cache = ReferenceCache.open(filled, recipe.model, policy, tokenizer)
     assert len(cache.lookup(pairs)) == 10
-    assert cache.fill(policy, asked, tokenizer.pad_token_id, recipe) == len(added)
+    assert fill(cache, world, asked) == len(added)
 
 
 def change_policy(world, what: str):
@@ -231,58 +272,56 @@ def test_what_moves_a_log_prob_refuses_the_old_rows_by_name(world, filled, field
     policy = change_policy(world, field) if change == "policy" else policy
     tokenizer = change_tokenizer(recipe, field) if change == "tokenizer" else tokenizer
     recipe = make_recipe(change) if isinstance(change, dict) else recipe
-    cache = ReferenceCache.open(filled, recipe, policy, tokenizer)
+    cache = ReferenceCache.open(filled, recipe.model, policy, tokenizer)
     with pytest.raises(GateFailed, match=rf"10 of 10[\s\S]*made with another {field}\."):
         cache.lookup(pairs)
 
 
-def test_a_pair_takes_at_most_64_bytes_and_4_a_token_on_disk(tmp_path, world):
-    recipe = make_recipe({"reference.shard_size": 256})
-    _, _, tokenizer, _, _ = world
-    pairs = make_pairs(tokenizer, 10)
+def test_a_pair_takes_at_most_64_bytes_and_4_a_token_on_disk(tmp_path, world, monkeypatch):
     rng = np.random.default_rng(0)
     many = [
         replace(pair, prompt_ids=[*pair.prompt_ids, int(number)])
-        for pair in pairs
-        for number in rng.permutation(300)[:60]
+        for pair in world[4]
+        for number in range(300)
     ]
+
+    def draw(policy, pairs, pad_id, shared):
+        sides = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+        return [tuple(-rng.exponential(size=n).astype("f4") for n in both) for both in sides]
+
+    monkeypatch.setattr(reference, "compute_logps", draw)
     cache = open_cache(tmp_path, world)
-    tokens = 0
-    for pair in many:
-        sizes = len(pair.chosen_ids), len(pair.rejected_ids)
-        tokens += sum(sizes)
-        cache.rows[pair.address] = tuple(-rng.exponential(size=n).astype("f4") for n in sizes)
-    cache._write_manifest(complete=True)
-    for number in range(0, len(many), recipe.reference.shard_size):
-        cache._write_shard(many[number : number + recipe.reference.shard_size], number)
-    size = sum(file.stat().st_size for file in cache.shards())
-    assert size <= 4 * tokens + 64 * len(many)
+    assert cache.fill(world[3], many, 0, size=256, shared=False) == 3000
+    tokens = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in many)
+    assert cache.file.stat().st_size <= 4 * tokens + 64 * len(many)
     assert open_cache(tmp_path, world).rows.keys() == {pair.address for pair in many}
 
 
 def test_the_spot_check_passes_a_true_row_and_refuses_a_false_one(tmp_path, world):
-    recipe, _, tokenizer, policy, pairs = world
-    cache = open_cache(tmp_path, world)
-    cache.fill(policy, pairs, tokenizer.pad_token_id, recipe)
-    checked = make_recipe({"reference.spot_check_rows": 10})
-    assert cache.spot_check(policy, pairs, tokenizer.pad_token_id, checked) < 1e-4
+    _, _, tokenizer, policy, pairs = world
+    cache, pad_id = open_cache(tmp_path, world), tokenizer.pad_token_id
+    fill(cache, world)
+    assert cache.spot_check(policy, pairs, pad_id, rows=10, seed=0) < 1e-4
     true = cache.rows[pairs[3].address]
     for false in (true[0] + np.float32(0.01), true[0][:-1], true[0] * np.float32("nan")):
         cache.rows[pairs[3].address] = (false, true[1])
         with pytest.raises(GateFailed, match=pairs[3].address.hex()[:12]):
-            cache.spot_check(policy, pairs, tokenizer.pad_token_id, checked)
+            cache.spot_check(policy, pairs, pad_id, rows=10, seed=0)
 
 
-def test_the_stage_stores_both_splits_and_is_not_run_again(tmp_path, capsys):
+def test_the_stage_stores_both_splits_and_equal_rows_are_the_same_bytes_again(tmp_path, capsys):
     recipe = make_recipe()
     run = copy_sft_run(tmp_path / "run", recipe)
     record_pairs(run, recipe, train=7, validation=3)
     result = cache_reference(recipe, run)
     # The first three notes are in both splits; what is the same is stored once.
-    assert (result.pairs, result.computed, result.reused) == (7, 7, 0)
-    manifest = json.loads((result.folder / "manifest.json").read_text())
-    assert manifest["complete"] is True and manifest["rows"] == 7
-    assert "adapter_weights" in manifest["key_is_made_of"]
-    assert result.bytes < 100_000
+    assert [result.notes[name] for name in ("pairs", "computed", "reused")] == [7, 7, 0]
+    assert "adapter_weights" in json.loads((result.folder / "key.json").read_text())
+    assert sorted(file.name for file in result.folder.iterdir()) == ["key.json", "rows.sqlite"]
+    assert result.notes["bytes"] < 100_000
     assert cache_reference(recipe, run) == result
     assert "reference: unchanged" in capsys.readouterr().out
+    before = sha256_tree(run.path("reference"))
+    run.forget("reference")
+    assert cache_reference(recipe, run).notes["reused"] == 7
+    assert sha256_tree(run.path("reference")) == before  # so DPO is not stale
