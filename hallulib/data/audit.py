@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from ftfy import is_bad
 
-from hallulib.clinic.notes import KINDS
-from hallulib.data.near_duplicates import find_near_leaks
-from hallulib.data.schema import read_source
-from hallulib.data.splits import find_leaks
-from hallulib.detectors import FactsDetector
-from hallulib.errors import DataError
-from hallulib.rates import rate
-from hallulib.tokens import (
+from hallulib.clinic import KINDS
+from hallulib.data.lengths import (
     count_completion_tokens,
-    count_equal_after_cut,
     count_prompt_tokens,
     describe_cuts,
     describe_length_bias,
     summarise_lengths,
 )
+from hallulib.data.schema import Row, read_source
+from hallulib.data.splits import find_leaks, find_near_leaks
+from hallulib.detectors import FactsDetector
+from hallulib.errors import DataError
+from hallulib.rates import rate
 
-Row = dict[str, str]
+SIDES = ("prompt", "reference", "rejected", "total")
 BINS = 30
 EXAMPLES = 3  # ids named per finding
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|&(?:[a-z]{2,8}|#\d{1,5});")
@@ -36,22 +35,14 @@ _MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|&(?:[a-z]{2,8}|#\d{1,5});")
 def audit_splits(
     splits: Mapping[str, Sequence[Row]], tokenizer: Any, max_length: int, near: float
 ) -> dict[str, Any]:
-    """Return {max_length, prompt_tokens, reference_tokens, splits: {name: ...}, leaks} for rows.
+    """Return {max_length, splits: {name: ...}, leaks} for rows.
 
     Lengths are in tokens of `tokenizer`, prompts after the chat template, references with their
     end token. `near` is the similarity from which two notes count as the same (0: not looked for).
     """
-    lengths = {name: measure_lengths(rows, tokenizer) for name, rows in splits.items()}
-    prompts = np.concatenate([sides["prompt"] for sides in lengths.values()])
-    references = np.concatenate([sides["reference"] for sides in lengths.values()])
     return {
         "max_length": max_length,
-        "prompt_tokens": summarise_lengths(prompts),
-        "reference_tokens": summarise_lengths(references),
-        "splits": {
-            name: _audit_rows(rows, lengths[name], tokenizer, max_length)
-            for name, rows in splits.items()
-        },
+        "splits": {name: _audit_rows(rows, tokenizer, max_length) for name, rows in splits.items()},
         "leaks": {
             "groups": find_leaks(splits, "group_id")[:EXAMPLES],
             "contexts": len(find_leaks(splits, "context")),
@@ -61,60 +52,39 @@ def audit_splits(
     }
 
 
-def measure_lengths(rows: Sequence[Row], tokenizer: Any) -> dict[str, np.ndarray]:
-    """Tokens of each row's prompt, reference and, of the rows that have one, rejected side."""
-    worse = [row["rejected"] for row in rows if row["rejected"]]
-    return {
-        "prompt": count_prompt_tokens(tokenizer, [row["prompt"] for row in rows]),
-        "reference": count_completion_tokens(tokenizer, [row["reference"] for row in rows]),
-        "rejected": count_completion_tokens(tokenizer, worse),
+def _audit_rows(rows: Sequence[Row], tokenizer: Any, max_length: int) -> dict[str, Any]:
+    frame = pd.DataFrame(rows)
+    paired = (frame["rejected"] != "").to_numpy()
+    lengths = {
+        "prompt": count_prompt_tokens(tokenizer, list(frame["prompt"])),
+        "reference": count_completion_tokens(tokenizer, list(frame["reference"])),
+        "rejected": count_completion_tokens(tokenizer, list(frame["rejected"][paired])),
     }
-
-
-def _audit_rows(
-    rows: Sequence[Row], lengths: dict[str, np.ndarray], tokenizer: Any, max_length: int
-) -> dict[str, Any]:
-    prompts, references, rejected = lengths.values()
-    total = prompts + references
-    # the last bin holds all that is longer, so that one giant row does not flatten the figure
-    top = max(max_length, int(np.percentile(total, 99)))
-    edges = np.linspace(0, top, BINS + 1).astype(int)
-    paired = np.array([bool(row["rejected"]) for row in rows])
-    sides = [(row["reference"], row["rejected"]) for row in rows if row["rejected"]]
-    room = max_length - prompts[paired]
+    lengths["total"] = lengths["prompt"] + lengths["reference"]
+    sources = frame.assign(cut=lengths["total"] > max_length, with_rejected=paired)
     return {
-        "rows": len(rows),
-        "groups": len({row["group_id"] for row in rows}),
-        "styles": dict(Counter(row["style"] for row in rows if row["style"])),
-        "prompt_tokens": summarise_lengths(prompts),
-        "reference_tokens": summarise_lengths(references),
-        "rejected_tokens": summarise_lengths(rejected),
-        "total_tokens": summarise_lengths(total),
-        **describe_cuts(prompts, references, max_length),
-        "pairs_equal_after_cut": count_equal_after_cut(tokenizer, sides, room),
-        "length_bias": describe_length_bias(references[paired], rejected),
-        "sources": _count_sources(rows, total > max_length),
-        "duplicate_contexts": len(rows) - len({row["context"] for row in rows}),
-        "duplicate_references": len(rows) - len({row["reference"] for row in rows}),
+        "rows": len(frame),
+        "groups": frame["group_id"].nunique(),
+        "styles": frame["style"][frame["style"] != ""].value_counts().to_dict(),
+        **{f"{side}_tokens": summarise_lengths(lengths[side]) for side in SIDES},
+        **describe_cuts(lengths["prompt"], lengths["reference"], max_length),
+        "length_bias": describe_length_bias(lengths["reference"][paired], lengths["rejected"]),
+        "sources": sources.assign(rows=1)
+        .groupby("source")[["rows", "cut", "with_rejected"]].sum().to_dict("index"),
+        "duplicate_contexts": int(frame["context"].duplicated().sum()),
+        "duplicate_references": int(frame["reference"].duplicated().sum()),
         "findings": find_damage(rows),
-        "histogram": {
-            "edges": edges.tolist(),
-            **{
-                name: np.histogram(side.clip(max=top), edges)[0].tolist()
-                for name, side in (lengths | {"total": total}).items()
-            },
-        },
-    }
+        "histogram": _count_lengths(lengths, max_length),
+    }  # fmt: skip
 
 
-def _count_sources(rows: Sequence[Row], cut: np.ndarray) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for row, over in zip(rows, cut, strict=True):
-        source = counts.setdefault(row["source"], {"rows": 0, "cut": 0, "with_rejected": 0})
-        source["rows"] += 1
-        source["cut"] += int(over)
-        source["with_rejected"] += bool(row["rejected"])
-    return counts
+def _count_lengths(lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, list[int]]:
+    """{edges, side: rows per bin}. The last bin holds all that is longer, so that one giant row
+    does not flatten the figure."""
+    top = max(max_length, int(np.percentile(lengths["total"], 99)))
+    edges = np.linspace(0, top, BINS + 1).astype(int)
+    counts = {side: np.histogram(lengths[side].clip(max=top), edges)[0].tolist() for side in SIDES}
+    return {"edges": edges.tolist(), **counts}
 
 
 def _is_no_text(text: str) -> bool:
@@ -123,64 +93,34 @@ def _is_no_text(text: str) -> bool:
     return bool(signs) and sum(map(str.isalpha, signs)) < len(signs) / 2
 
 
-def _has_control_signs(text: str) -> bool:
-    return any(unicodedata.category(sign) == "Cc" and sign not in "\t\n\r" for sign in text)
-
-
-CHECKS: dict[str, Callable[[str], bool]] = {
+CHECKS = {
     "empty": lambda text: not text.strip(),
     "not_words": _is_no_text,
     "encoding_damage": lambda text: "\N{REPLACEMENT CHARACTER}" in text or is_bad(text),
-    "control_signs": _has_control_signs,
+    "control_signs": lambda text: any(
+        unicodedata.category(sign) == "Cc" and sign not in "\t\n\r" for sign in text
+    ),
     "markup": lambda text: bool(_MARKUP.search(text)),
 }
 
 
 def find_damage(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """"column: finding" -> {rows, examples: ids} of what is wrong with prompts and completions.
+    """ "column: finding" -> {rows, examples: ids} of what is wrong with prompts and completions.
 
     Encoding damage is text decoded wrongly once ("Ã©" for "é", by ftfy's rules). Nothing is
     repaired: whether "&lt;" belongs in a note, only its owner knows.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        for column in ("prompt", "reference", "rejected"):
-            text = row[column]
-            if column == "rejected" and not text:
-                continue
+        for column in ("prompt", "reference", *(["rejected"] if row["rejected"] else [])):
             for name, check in CHECKS.items():
-                if check(text):
-                    found.setdefault(f"{column}: {name}", []).append(row["id"])
+                if check(row[column]):
+                    found[f"{column}: {name}"].append(row["id"])
         if row["rejected"] and row["reference"].strip() == row["rejected"].strip():
-            found.setdefault("reference and rejected: identical", []).append(row["id"])
+            found["reference and rejected: identical"].append(row["id"])
         if row["reference"].strip() == row["context"].strip():
-            found.setdefault("reference: copies the whole note", []).append(row["id"])
+            found["reference: copies the whole note"].append(row["id"])
     return {name: {"rows": len(ids), "examples": ids[:EXAMPLES]} for name, ids in found.items()}
-
-
-def tabulate_audit(audit: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The audit as one table: split -> {what: figure}, made for pandas.DataFrame."""
-    table = {}
-    for name, part in audit["splits"].items():
-        bias = part["length_bias"] or {}
-        table[name] = {
-            "rows": part["rows"],
-            "groups": part["groups"],
-            "longest prompt": part["prompt_tokens"]["max"],
-            "longest reference": part["reference_tokens"]["max"],
-            "rows over max_length": part["cut"],
-            "label tokens lost if cut": f"{part['label_tokens_lost']:.1%}",
-            "rows without a label if cut": part["labels_all_lost"],
-            "prompt tokens lost if shortened": f"{part['prompt_tokens_lost']:.1%}",
-            "same note twice": part["duplicate_contexts"],
-            "same reference twice": part["duplicate_references"],
-            "rows with a rejected side": bias.get("pairs", 0),
-            "the shorter side is the chosen one": (
-                f"{bias['preferred_shorter']:.0%}" if bias else "-"
-            ),
-        }
-        table[name] |= {what: found["rows"] for what, found in part["findings"].items()}
-    return table
 
 
 def refuse_cut_rows(audit: Mapping[str, Any], max_cut_share: float) -> None:
@@ -201,24 +141,22 @@ def refuse_cut_rows(audit: Mapping[str, Any], max_cut_share: float) -> None:
 def audit_references(rows: Sequence[Row]) -> dict[str, Any] | None:
     """How often a reference states what its note does not, by the exact checker.
 
-    Returns {summary: proportion, statement: proportion, by_kind: kind -> wrong statements,
-    in_note and in_reference: kind -> share of rows that state it}, or None where the facts are not
-    known.
+    Returns {summary, statement: rates of wrong ones, by_kind: kind -> wrong statements, in_note and
+    in_reference: kind -> share of rows that state it}, or None where the facts are not known.
     """
-    known = [(row, read_source(row)) for row in rows if row["facts"]]
-    detector = FactsDetector()
-    judged = [detector.judge(source, row["reference"]) for row, source in known]
+    sources = [(read_source(row), row["reference"]) for row in rows if row["facts"]]
+    judged = [FactsDetector().judge(source, reference) for source, reference in sources]
     statements = [s for judgement in judged for s in judgement.statements]
     if not statements:
         return None
-    wrong = [s for s in statements if s.is_error]
+    wrong = Counter(s.kind for s in statements if s.is_error)
     unfaithful = sum(bool(judgement.hallucinated) for judgement in judged)
-    in_note = Counter(kind for _, source in known for kind in source.facts if kind in KINDS)
+    in_note = Counter(kind for source, _ in sources for kind in source.facts)
     stated = Counter(kind for j in judged for kind in {s.kind for s in j.statements})
     return {
-        "summary": rate(unfaithful, len(judged), "reference").to_dict(),
-        "statement": rate(len(wrong), len(statements), "statement").to_dict(),
-        "by_kind": dict(Counter(s.kind for s in wrong).most_common()),
-        "in_note": {kind: in_note[kind] / len(known) for kind in KINDS},
-        "in_reference": {kind: stated[kind] / len(known) for kind in KINDS},
+        "summary": rate(unfaithful, len(judged), "references").to_dict(),
+        "statement": rate(wrong.total(), len(statements), "statements").to_dict(),
+        "by_kind": dict(wrong.most_common()),
+        "in_note": {kind: in_note[kind] / len(judged) for kind in KINDS},
+        "in_reference": {kind: stated[kind] / len(judged) for kind in KINDS},
     }

@@ -19,6 +19,12 @@ from typing import Any
 
 import pandas as pd
 
+from hallulib.data.lengths import (
+    count_completion_tokens,
+    count_prompt_tokens,
+    describe_cuts,
+    describe_length_bias,
+)
 from hallulib.detectors import choose_edits
 from hallulib.dpo.sampled import Samples, build_judge, choose_pair, collect_samples, judge_sample
 from hallulib.errors import DataError
@@ -28,12 +34,6 @@ from hallulib.models import load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
-from hallulib.tokens import (
-    count_completion_tokens,
-    count_prompt_tokens,
-    describe_cuts,
-    describe_length_bias,
-)
 
 BEYOND = "beyond pairs.max_pairs"
 

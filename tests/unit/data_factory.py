@@ -6,14 +6,15 @@ import json
 from functools import cache
 from pathlib import Path
 
+from base_model import build_tokenizer
 from tiny_model import shared_folder
 
-from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
+from hallulib.files import project_root
 from hallulib.recipe import Recipe, load_recipe
 from hallulib.run import Run
 
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
+REAL = project_root() / "data" / "external"  # fetched, never committed
 TEMPLATE = "Summarise the note.\n\n{context}"
 
 

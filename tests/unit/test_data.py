@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from data_factory import TEMPLATE, make_text, open_run, write_jsonl
 
-from hallulib.clinic.styles import HELD_OUT_STYLE
+from hallulib.clinic import HELD_OUT_STYLE, check
 from hallulib.data import COLUMNS, SPLITS, load_data_result, prepare_data, read_facts
-from hallulib.data.audit import audit_splits, find_damage, refuse_cut_rows, tabulate_audit
+from hallulib.data.audit import audit_splits, find_damage, refuse_cut_rows
+from hallulib.data.lengths import describe_cuts, describe_length_bias
 from hallulib.data.schema import build_prompt, make_row
 from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError
 from hallulib.run import Run
-from hallulib.tokens import count_equal_after_cut, describe_cuts, describe_length_bias
 
 pytestmark = pytest.mark.unit
 
@@ -49,20 +49,11 @@ def test_the_held_out_style_is_in_half_of_the_test_notes_and_nowhere_else(clinic
     assert groups.count("held_out") == 10 and groups.count("seen") == 11
 
 
-def test_no_prompt_holds_the_explanation_or_the_reference(clinic):
-    _, run, result = clinic
-    exported = [
-        json.loads(line)
-        for name in SPLITS
-        for line in run.path(f"data/medhal/{name}.jsonl").read_text("utf-8").splitlines()
-    ]
-    explanations = {record["explanation"] for record in exported if record["explanation"]}
-    assert len(explanations) > 50
-    for name in SPLITS:
-        for row in result.read(name):
-            assert row["prompt"] == build_prompt(TEMPLATE, row["context"])
-            assert row["reference"] not in row["prompt"]
-            assert not any(text in row["prompt"] for text in explanations)
+def test_no_prompt_holds_the_reference_or_the_rejected_side(clinic):
+    _, _, result = clinic
+    for row in (row for name in SPLITS for row in result.read(name)):
+        assert row["prompt"] == build_prompt(TEMPLATE, row["context"])
+        assert row["reference"] not in row["prompt"] and row["rejected"] not in row["prompt"]
 
 
 def test_references_state_what_the_note_does_not_and_the_audit_says_how_often(clinic):
@@ -95,6 +86,11 @@ def test_the_same_recipe_gives_the_same_rows_and_another_seed_gives_others(clini
     assert not {row["context"] for row in changed} & {row["context"] for row in first.read("test")}
 
 
+def errors(row, side) -> set[str]:
+    verdicts = check(read_facts(row), row[side])
+    return {verdict["kind"] for verdict in verdicts if verdict["verdict"] != "supported"}
+
+
 def test_every_clinic_row_has_its_twin_with_one_fact_exchanged(clinic):
     _, _, result = clinic
     rows = result.read("train")
@@ -102,7 +98,8 @@ def test_every_clinic_row_has_its_twin_with_one_fact_exchanged(clinic):
     assert result.audit["splits"]["train"]["sources"] == {
         "clinic": {"rows": 60, "cut": 0, "with_rejected": 60}
     }
-    assert result.audit["dropped"] == {"not_factual_twin": 93}
+    assert result.audit["dropped"] == {}
+    assert all(len(errors(row, "rejected")) == 1 for row in rows)
 
 
 # --- the audit ------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def test_the_audit_counts_tokens_cuts_duplicates_and_leaks():
     found = audit(rows)
     train = found["splits"]["train"]
     assert train["reference_tokens"] == train["reference_tokens"] | {"min": 3, "max": 3}
-    assert train["prompt_tokens"]["max"] == found["prompt_tokens"]["max"] == 40
+    assert train["prompt_tokens"]["max"] == 40
     assert (train["cut"], train["cut_share"], train["labels_all_lost"]) == (2, 0.5, 1)
     assert (train["duplicate_contexts"], train["duplicate_references"]) == (1, 3)
     assert (found["leaks"]["groups"], found["leaks"]["contexts"]) == (["0"], 1)
@@ -150,13 +147,6 @@ def test_what_a_cut_does_to_labels_and_prompts_is_counted_by_hand():
         "prompt_tokens_lost": (2 + 6 + 2) / 26,
         "completion_too_long": 1,
     }  # fmt: skip
-
-
-def test_two_sides_that_are_the_same_in_what_is_left_of_them_say_nothing():
-    sides = [("a b c d", "a b c x"), ("a b c d", "a x c d"), ("a b", "a c"), ("a", "b")]
-    tokenizer = WordTokenizer()
-    assert count_equal_after_cut(tokenizer, sides, np.array([3, 3, 3, 0])) == 2
-    assert count_equal_after_cut(tokenizer, sides, np.array([5, 5, 3, 2])) == 0
 
 
 def test_length_bias_is_what_a_rule_by_length_alone_would_win():
@@ -185,13 +175,6 @@ def test_identical_sides_and_references_that_copy_their_note_are_found():
     assert set(find_damage(rows)) == {
         "reference and rejected: identical", "reference: copies the whole note",
     }  # fmt: skip
-
-
-def test_the_table_of_the_audit_has_a_column_per_split_and_a_row_per_finding():
-    rows = [make_row("1", "g", "f", "p q", "Fever &lt; 39", "c", "No fever")]
-    table = tabulate_audit(audit(rows))
-    assert set(table) == {"train", "test"}
-    assert table["train"]["reference: markup"] == table["train"]["rows with a rejected side"] == 1
 
 
 def test_more_cut_rows_than_the_recipe_allows_are_refused_and_fewer_are_not():

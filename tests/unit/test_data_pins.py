@@ -7,8 +7,8 @@ import json
 import random
 
 import pytest
+from base_model import draw_corpus_note
 
-from hallulib.clinic.base_model import draw_corpus_note
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference, write_summary
 from hallulib.data import SPLITS, prepare_data

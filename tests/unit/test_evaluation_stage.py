@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from base_model import build_tokenizer
 from huggingface_hub import ModelCard
 from tiny_nli import write_nli_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hallulib.adapters import attach_adapter, save_adapter
-from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
 from hallulib.data import prepare_data
 from hallulib.data.schema import read_rows

@@ -66,18 +66,6 @@ def describe_cuts(
     }
 
 
-def count_equal_after_cut(
-    tokenizer: Any, sides: Sequence[tuple[str, str]], room: np.ndarray
-) -> int:
-    """Pairs whose chosen and rejected are the same in the first `room` tokens, all that is left of
-    them: such a pair says nothing, though both its labels are still there."""
-    equal = 0
-    for (chosen, rejected), left in zip(sides, room.tolist(), strict=True):
-        ids = tokenizer([chosen, rejected], add_special_tokens=False, verbose=False)["input_ids"]
-        equal += ids[0][: max(left, 0)] == ids[1][: max(left, 0)]
-    return equal
-
-
 def describe_length_bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float] | None:
     """How much longer the rejected side is, in tokens, or None without pairs.
 
