@@ -65,9 +65,9 @@ class DataSection(Section):
     train_size: int = field(3000, "training notes", ge=1)
     validation_size: int = field(200, "validation notes", ge=1)
     test_size: int = field(400, "held-out notes", ge=1)
-    missing_rate: float = field(0.3, "share of optional sections missing from a note", ge=0, le=1)
+    missing_rate: float = field(0.22, "share of optional sections missing from a note", ge=0, le=1)
     reference_fill_rate: float = field(
-        0.85, "share of missing sections the reference states anyway", ge=0, le=1
+        0.72, "share of missing sections the reference states anyway", ge=0, le=1
     )
 
 
