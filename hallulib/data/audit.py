@@ -12,21 +12,13 @@ import numpy as np
 import pandas as pd
 from ftfy import is_bad
 
-from hallulib.clinic import KINDS
-from hallulib.data.lengths import (
-    count_completion_tokens,
-    count_prompt_tokens,
-    describe_cuts,
-    describe_length_bias,
-    summarise_lengths,
-)
-from hallulib.data.schema import Row, read_source
+from hallulib.clinic import KINDS, check
+from hallulib.data import lengths
+from hallulib.data.schema import Row, read_facts
 from hallulib.data.splits import find_leaks, find_near_leaks
-from hallulib.detectors import FactsDetector
 from hallulib.errors import DataError
 from hallulib.rates import rate
 
-SIDES = ("prompt", "reference", "rejected", "total")
 BINS = 30
 EXAMPLES = 3  # ids named per finding
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|&(?:[a-z]{2,8}|#\d{1,5});")
@@ -55,36 +47,29 @@ def audit_splits(
 def _audit_rows(rows: Sequence[Row], tokenizer: Any, max_length: int) -> dict[str, Any]:
     frame = pd.DataFrame(rows)
     paired = (frame["rejected"] != "").to_numpy()
-    lengths = {
-        "prompt": count_prompt_tokens(tokenizer, list(frame["prompt"])),
-        "reference": count_completion_tokens(tokenizer, list(frame["reference"])),
-        "rejected": count_completion_tokens(tokenizer, list(frame["rejected"][paired])),
-    }
-    lengths["total"] = lengths["prompt"] + lengths["reference"]
-    sources = frame.assign(cut=lengths["total"] > max_length, with_rejected=paired)
+    prompts = lengths.count_prompt_tokens(tokenizer, list(frame["prompt"]))
+    references = lengths.count_completion_tokens(tokenizer, list(frame["reference"]))
+    rejected = lengths.count_completion_tokens(tokenizer, list(frame["rejected"][paired]))
+    total = prompts + references
+    sides = {"prompt": prompts, "reference": references, "rejected": rejected, "total": total}
+    sources = frame[["source"]].assign(rows=1, cut=total > max_length, with_rejected=paired)
+    # the last bin holds all that is longer, so that one giant row does not flatten the figure
+    top = max(max_length, int(np.percentile(total, 99)))
+    edges = np.linspace(0, top, BINS + 1).astype(int)
     return {
         "rows": len(frame),
         "groups": frame["group_id"].nunique(),
         "styles": frame["style"][frame["style"] != ""].value_counts().to_dict(),
-        **{f"{side}_tokens": summarise_lengths(lengths[side]) for side in SIDES},
-        **describe_cuts(lengths["prompt"], lengths["reference"], max_length),
-        "length_bias": describe_length_bias(lengths["reference"][paired], lengths["rejected"]),
-        "sources": sources.assign(rows=1)
-        .groupby("source")[["rows", "cut", "with_rejected"]].sum().to_dict("index"),
+        **{f"{side}_tokens": lengths.summarise_lengths(n) for side, n in sides.items()},
+        **lengths.describe_cuts(prompts, references, max_length),
+        "length_bias": lengths.describe_length_bias(references[paired], rejected),
+        "sources": sources.groupby("source").sum().to_dict("index"),
         "duplicate_contexts": int(frame["context"].duplicated().sum()),
         "duplicate_references": int(frame["reference"].duplicated().sum()),
         "findings": find_damage(rows),
-        "histogram": _count_lengths(lengths, max_length),
-    }  # fmt: skip
-
-
-def _count_lengths(lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, list[int]]:
-    """{edges, side: rows per bin}. The last bin holds all that is longer, so that one giant row
-    does not flatten the figure."""
-    top = max(max_length, int(np.percentile(lengths["total"], 99)))
-    edges = np.linspace(0, top, BINS + 1).astype(int)
-    counts = {side: np.histogram(lengths[side].clip(max=top), edges)[0].tolist() for side in SIDES}
-    return {"edges": edges.tolist(), **counts}
+        "histogram": {"edges": edges.tolist()}
+        | {s: np.histogram(n.clip(max=top), edges)[0].tolist() for s, n in sides.items()},
+    }
 
 
 def _is_no_text(text: str) -> bool:
@@ -113,8 +98,8 @@ def find_damage(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for column in ("prompt", "reference", *(["rejected"] if row["rejected"] else [])):
-            for name, check in CHECKS.items():
-                if check(row[column]):
+            for name, is_damaged in CHECKS.items():
+                if is_damaged(row[column]):
                     found[f"{column}: {name}"].append(row["id"])
         if row["rejected"] and row["reference"].strip() == row["rejected"].strip():
             found["reference and rejected: identical"].append(row["id"])
@@ -144,19 +129,18 @@ def audit_references(rows: Sequence[Row]) -> dict[str, Any] | None:
     Returns {summary, statement: rates of wrong ones, by_kind: kind -> wrong statements, in_note and
     in_reference: kind -> share of rows that state it}, or None where the facts are not known.
     """
-    sources = [(read_source(row), row["reference"]) for row in rows if row["facts"]]
-    judged = [FactsDetector().judge(source, reference) for source, reference in sources]
-    statements = [s for judgement in judged for s in judgement.statements]
-    if not statements:
+    facts = [read_facts(row) for row in rows if row["facts"]]
+    checked = [check(read_facts(row), row["reference"]) for row in rows if row["facts"]]
+    if not any(checked):
         return None
-    wrong = Counter(s.kind for s in statements if s.is_error)
-    unfaithful = sum(bool(judgement.hallucinated) for judgement in judged)
-    in_note = Counter(kind for source, _ in sources for kind in source.facts)
-    stated = Counter(kind for j in judged for kind in {s.kind for s in j.statements})
+    wrong = [[s["kind"] for s in found if s["verdict"] != "supported"] for found in checked]
+    by_kind = Counter(kind for kinds in wrong for kind in kinds)
+    in_note = Counter(kind for known in facts for kind in known)
+    stated = Counter(kind for found in checked for kind in {s["kind"] for s in found})
     return {
-        "summary": rate(unfaithful, len(judged), "references").to_dict(),
-        "statement": rate(wrong.total(), len(statements), "statements").to_dict(),
-        "by_kind": dict(wrong.most_common()),
-        "in_note": {kind: in_note[kind] / len(judged) for kind in KINDS},
-        "in_reference": {kind: stated[kind] / len(judged) for kind in KINDS},
+        "summary": rate(sum(map(bool, wrong)), len(checked), "references").to_dict(),
+        "statement": rate(by_kind.total(), sum(map(len, checked)), "statements").to_dict(),
+        "by_kind": dict(by_kind.most_common()),
+        "in_note": {kind: in_note[kind] / len(facts) for kind in KINDS},
+        "in_reference": {kind: stated[kind] / len(checked) for kind in KINDS},
     }

@@ -42,7 +42,7 @@ def stream_medhal_rows(
     is_file = path.lower().endswith(ENDINGS)
     records = read_records(resolve_path(path)) if is_file else _read_hub(path, origin)
     for number, record in records:
-        place = f"{display_path(resolve_path(path)) if is_file else path}, row {number}"
+        place = f"{display_path(resolve_path(path))}, row {number}"
         if require_text(record, "source", place) not in sources:
             dropped["other_task"] += 1
             continue
@@ -52,12 +52,12 @@ def stream_medhal_rows(
         if not context or not statement:
             dropped["blank_statement" if context else "no_context"] += 1
             continue
-        row = make_row(
-            require_text(record, "id", place), hash_context(context), record["source"],
-            build_prompt(template, context), statement if factual else "", context,
-            "" if factual else statement,
+        yield make_row(
+            id=require_text(record, "id", place), group_id=hash_context(context),
+            source=record["source"], prompt=build_prompt(template, context), context=context,
+            inner_id=require_text(record, "inner_id", place),
+            **{"reference" if factual else "rejected": statement},
         )  # fmt: skip
-        yield row | {"inner_id": require_text(record, "inner_id", place)}
 
 
 def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, Record]]:
@@ -135,11 +135,7 @@ def join_twins(rows: Iterable[Row], dropped: Counter[str]) -> list[Row]:
     factual = [row for row in rows if row["reference"]]
     dropped["not_factual_twin"] += len(twins)
     dropped["not_factual_without_twin"] += len(rows) - len(factual) - len(twins)
-    return [
-        {name: value for name, value in row.items() if name != "inner_id"}
-        | {"rejected": twins.get(row["id"], "")}
-        for row in factual
-    ]
+    return [row | {"rejected": twins.get(row["id"], "")} for row in factual]
 
 
 def _match_twins(family: list[Row]) -> dict[str, str]:

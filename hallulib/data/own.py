@@ -14,14 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hallulib.data.chats import (
-    find_answers,
-    leave_out_system,
-    read_answer,
-    read_turns,
-    split_sides,
-    write_prompt,
-)
+from hallulib.data import chats
 from hallulib.data.files import Record, read_records, require_text
 from hallulib.data.schema import Row, build_prompt, hash_context, make_row
 from hallulib.errors import DataError
@@ -80,38 +73,43 @@ def _read_rows(record: Record, template: str, place: str, default_id: str) -> It
     row_id = _read_name(record, "id", place) or default_id
     group = _read_name(record, "group_id", place)
     if "messages" not in record:
-        prompt, context, reference, rejected = _read_sides(record, template, place)
-        group = group or hash_context(context)
-        yield make_row(row_id, group, "file", prompt, reference.strip(), context, rejected.strip())
+        row = make_row(id=row_id, source="file", **_read_sides(record, template, place))
+        yield row | {"group_id": group or hash_context(row["context"])}
         return
+    place += ", column 'messages'"
     if not isinstance(record["messages"], list):
         raise DataError(
-            f"{place}, column 'messages': {type(record['messages']).__name__}, not a list of "
-            "messages",
+            f"{place}: {type(record['messages']).__name__}, not a list of messages",
             "write a list of {role, content}; CSV cannot hold one, so use JSONL or parquet",
         )
-    turns = read_turns(record["messages"], "user", f"{place}, column 'messages'")
-    for count, (before, answer) in enumerate(find_answers(turns), start=1):
-        said, own_id = leave_out_system(before), row_id if count == 1 else f"{row_id}-{count}"
-        chat = group or hash_context(said[0]["content"])
-        yield make_row(own_id, chat, "chat", write_prompt(before), answer, write_prompt(said))
+    turns = chats.read_turns(record["messages"], "user", place)
+    for count, (before, answer) in enumerate(chats.find_answers(turns), start=1):
+        said = chats.leave_out_system(before)
+        yield make_row(
+            id=row_id if count == 1 else f"{row_id}-{count}", source="chat",
+            group_id=group or hash_context(said[0]["content"]),
+            prompt=chats.write_prompt(before), context=chats.write_prompt(said), reference=answer,
+        )  # fmt: skip
 
 
-def _read_sides(record: Record, template: str, place: str) -> tuple[str, str, str, str]:
-    """Prompt, the text that an answer is judged against, reference (the chosen side), and the
-    rejected side, "" where there is none."""
+def _read_sides(record: Record, template: str, place: str) -> dict[str, str]:
+    """{prompt, context: what an answer is judged against, reference: the chosen side, rejected}."""
     if isinstance(record.get("chosen"), list) and not {"prompt", "context"} & record.keys():
-        record = record | split_sides(record["chosen"], record.get("rejected"), place)
+        record = record | chats.split_sides(record["chosen"], record.get("rejected"), place)
     if "context" in record or "prompt" not in record:
         context = require_text(record, "context", place)
         prompt = build_prompt(template, context)
     else:
-        turns = read_turns(record["prompt"], "user", f"{place}, column 'prompt'")
-        prompt, context = write_prompt(turns), write_prompt(leave_out_system(turns))
-    if "chosen" not in record:
-        return prompt, context, read_answer(record, "reference", place), ""
-    sides = [read_answer(record, side, place) for side in ("chosen", "rejected")]
-    return prompt, context, sides[0], sides[1]
+        turns = chats.read_turns(record["prompt"], "user", f"{place}, column 'prompt'")
+        prompt, context = (
+            chats.write_prompt(turns),
+            chats.write_prompt(chats.leave_out_system(turns)),
+        )
+    sides = {"reference": "reference"}
+    if "chosen" in record:
+        sides = {"reference": "chosen", "rejected": "rejected"}
+    answers = {ours: chats.read_answer(record, name, place).strip() for ours, name in sides.items()}
+    return {"prompt": prompt, "context": context} | answers
 
 
 def _find_reason_to_drop(row: Row, is_pair: bool) -> str | None:

@@ -9,21 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hallulib.clinic import (
-    HELD_OUT_STYLE,
-    SEEN_STYLES,
-    Note,
-    exchange_fact,
-    make_notes,
-    write_reference,
-)
+from hallulib import clinic
 from hallulib.data.audit import audit_references, audit_splits, refuse_cut_rows
 from hallulib.data.medhal import join_twins, stream_medhal_rows
 from hallulib.data.own import stream_own_rows
 from hallulib.data.schema import SPLITS, Row, build_prompt, make_row, read_rows, write_rows
 from hallulib.data.splits import draw_rows, merge_near_duplicates, split_rows
 from hallulib.errors import DataError
-from hallulib.files import write_json_atomic
+from hallulib.files import display_path, resolve_path, write_json_atomic
 from hallulib.models import load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DataSection
@@ -73,11 +66,6 @@ def prepare_data(recipe: Recipe, run: Run) -> DataResult:
         splits, load_tokenizer(recipe), recipe.model.max_length, data.near_duplicates
     )
     audit["references"] = audit_references(splits["train"])
-    if audit["leaks"]["groups"]:
-        raise DataError(
-            f"the group {audit['leaks']['groups'][0]!r} stands in more than one split",
-            "give every document or patient one group_id",
-        )
     write_json_atomic(run.path("data/audit.json"), audit)
     refuse_cut_rows(audit, data.max_cut_share)
     for name in SPLITS:
@@ -139,7 +127,7 @@ def _check_rows(rows: Iterable[Row], data: DataSection, dropped: Counter[str]) -
     for row in rows:
         if row["id"] in seen:
             raise DataError(
-                f"{data.path}: the id {row['id']!r} occurs twice",
+                f"{display_path(resolve_path(data.path))}: the id {row['id']!r} occurs twice",
                 "give every row an id of its own, or leave the id column out",
             )
         seen.add(row["id"])
@@ -154,31 +142,29 @@ def make_clinic_splits(data: DataSection, seed: int) -> Splits:
     split has; the prefixes keep the ids, and so the random draws, apart."""
     held_out = data.test_size // 2
     wanted = [
-        ("train", "train", data.train_size, SEEN_STYLES),
-        ("validation", "validation", data.validation_size, SEEN_STYLES),
-        ("test", "test-seen", data.test_size - held_out, SEEN_STYLES),
-        ("test", "test-held-out", held_out, [HELD_OUT_STYLE]),
+        ("train", "train", data.train_size, clinic.SEEN_STYLES),
+        ("validation", "validation", data.validation_size, clinic.SEEN_STYLES),
+        ("test", "test-seen", data.test_size - held_out, clinic.SEEN_STYLES),
+        ("test", "test-held-out", held_out, [clinic.HELD_OUT_STYLE]),
     ]
     splits: Splits = {name: [] for name in SPLITS}
     for split, prefix, size, styles in wanted:
-        notes = make_notes(size, seed, styles, data.missing_rate, prefix)
+        notes = clinic.make_notes(size, seed, styles, data.missing_rate, prefix)
         splits[split] += [_make_clinic_row(note, data, seed) | {"split": split} for note in notes]
     return splits
 
 
-def _make_clinic_row(note: Note, data: DataSection, seed: int) -> Row:
+def _make_clinic_row(note: clinic.Note, data: DataSection, seed: int) -> Row:
     """The row of a note, with the facts it was made from.
 
     All that its reference says is true: its author knew the patient. Whether the note says so is
     another question, and that gap is what this course is about.
     """
-    row = make_row(
-        note.id, note.group_id, "clinic", build_prompt(data.prompt_template, note.text),
-        write_reference(note, seed, data.reference_fill_rate), note.text,
-        exchange_fact(note, seed)[0],
+    return make_row(
+        id=note.id, group_id=note.group_id, source="clinic", style=note.style, context=note.text,
+        style_group="held_out" if note.style == clinic.HELD_OUT_STYLE else "seen",
+        prompt=build_prompt(data.prompt_template, note.text),
+        reference=clinic.write_reference(note, seed, data.reference_fill_rate),
+        rejected=clinic.exchange_fact(note, seed)[0],
+        facts=json.dumps(note.facts | {"distractors": note.distractors}, ensure_ascii=False),
     )  # fmt: skip
-    return row | {
-        "style": note.style,
-        "style_group": "held_out" if note.style == HELD_OUT_STYLE else "seen",
-        "facts": json.dumps(note.facts | {"distractors": note.distractors}, ensure_ascii=False),
-    }

@@ -23,21 +23,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def make_row(
-    row_id: str,
-    group_id: str,
-    source: str,
-    prompt: str,
-    reference: str,
-    context: str,
-    rejected: str = "",
-) -> Row:
-    """Return a row of the schema; split, style and facts stay empty until they are known."""
-    row = dict.fromkeys(COLUMNS, "")
-    return row | {
-        "id": row_id, "group_id": group_id, "source": source, "prompt": prompt,
-        "reference": reference, "context": context, "rejected": rejected,
-    }  # fmt: skip
+def make_row(**known: str) -> Row:
+    """Return a row of the schema; columns that are not known are ""."""
+    return dict.fromkeys(COLUMNS, "") | known
 
 
 def build_prompt(template: str, context: str) -> str:

@@ -1,24 +1,22 @@
 """Splits that never cut through a group: a document, a patient, or notes that are nearly alike.
 
 Two notes are near-duplicates when the sets of their three-word sequences overlap by at least a
-threshold (Jaccard index; Broder 1997). MinHash with locality-sensitive hashing (datasketch)
-proposes pairs without comparing all with all, and each proposal is checked exactly.
+threshold (Jaccard index; Broder 1997). All pairs are compared exactly: the product of the sparse
+table of notes and sequences with itself counts what each two of them share.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from hashlib import sha256
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.feature_extraction.text import CountVectorizer
 
 from hallulib.data.schema import SPLITS, Row, hash_context
 from hallulib.errors import DataError
@@ -26,7 +24,7 @@ from hallulib.errors import DataError
 ROOM = 1.2  # rows drawn per row wanted: merging groups later moves some to another split
 BUFFER = 2000  # rows of a stream in memory beyond those that may be drawn
 WORDS = 3
-PERMUTATIONS = 128
+BLOCK = 200  # notes compared with all others at a time
 _WORD = re.compile(r"\w+")
 
 
@@ -127,38 +125,28 @@ def find_near_leaks(splits: Mapping[str, Iterable[Row]], threshold: float) -> li
     return find_leaks(apart, "group_id")
 
 
-@lru_cache(maxsize=512)
-def _make_shingles(text: str) -> frozenset[str]:
+def _list_sequences(text: str) -> set[str]:
     """The sequences of three words of a text, case, spacing and signs left out."""
     words = _WORD.findall(text.lower())
     count = max(1, len(words) - WORDS + 1)
-    return frozenset(" ".join(words[i : i + WORDS]) for i in range(count))
+    return {" ".join(words[i : i + WORDS]) for i in range(count)}
 
 
 def measure_similarity(a: str, b: str) -> float:
     """Jaccard index of the three-word sequences of two texts, 0 to 1."""
-    left, right = _make_shingles(a), _make_shingles(b)
+    left, right = _list_sequences(a), _list_sequences(b)
     return len(left & right) / len(left | right)
 
 
-def find_near_duplicates(
-    texts: Sequence[str], threshold: float
-) -> Iterator[tuple[int, int, float]]:
-    """Yield (i, j, similarity) of near-duplicates, j < i.
-
-    No pair that is found is wrong. At a threshold of 0.8 about 1 of 50 pairs right at it is
-    missed, and far fewer above it.
-    """
-    # Weighted towards recall: a wrong proposal costs a comparison, a missed one is a leak.
-    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.02, 0.98))
-    for i, text in enumerate(texts):
-        sketch = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
-        sketch.update_batch([shingle.encode() for shingle in _make_shingles(text)])
-        for j in sorted(index.query(sketch)):
-            similarity = measure_similarity(text, texts[j])
-            if similarity >= threshold:
-                yield i, j, similarity
-        index.insert(i, sketch, check_duplication=False)
+def find_near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
+    """Yield (i, j) of each two texts that are at least as similar as `threshold`, j < i."""
+    table = CountVectorizer(analyzer=_list_sequences, dtype=np.int32).fit_transform(texts)
+    sizes = np.asarray(table.sum(axis=1)).ravel()
+    for start in range(0, len(texts), BLOCK):
+        shared = (table[start : start + BLOCK] @ table.T).tocoo()
+        i, j = shared.row + start, shared.col
+        near = (j < i) & (shared.data >= threshold * (sizes[i] + sizes[j] - shared.data))
+        yield from zip(i[near].tolist(), j[near].tolist(), strict=True)
 
 
 def merge_near_duplicates(
@@ -178,7 +166,7 @@ def merge_near_duplicates(
         first = notes.setdefault(hash_context(row["context"]), row)
         ties.append((number[first["group_id"]], number[row["group_id"]]))
     unique = list(notes.values())
-    for i, j, _ in find_near_duplicates([row["context"] for row in unique], threshold):
+    for i, j in find_near_duplicates([row["context"] for row in unique], threshold):
         ties.append((number[unique[i]["group_id"]], number[unique[j]["group_id"]]))
     left, right = np.array(ties).T
     graph = coo_array((np.ones(len(ties)), (left, right)), shape=(len(groups), len(groups)))

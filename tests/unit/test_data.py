@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from data_factory import TEMPLATE, make_text, open_run, write_jsonl
+from data_factory import TEMPLATE, make_text, open_run, plain_row, write_jsonl
 
 from hallulib.clinic import HELD_OUT_STYLE, check
 from hallulib.data import COLUMNS, SPLITS, load_data_result, prepare_data, read_facts
 from hallulib.data.audit import audit_splits, find_damage, refuse_cut_rows
 from hallulib.data.lengths import describe_cuts, describe_length_bias
-from hallulib.data.schema import build_prompt, make_row
+from hallulib.data.schema import build_prompt
 from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError
 from hallulib.run import Run
@@ -125,7 +125,7 @@ def audit(rows, max_length=22, test=()):
 
 def test_the_audit_counts_tokens_cuts_duplicates_and_leaks():
     lengths = [3, 3, 20, 40]
-    rows = [make_row(str(i), str(i), "f", "w " * n, "a b", f"c{n}") for i, n in enumerate(lengths)]
+    rows = [plain_row(str(i), str(i), "w " * n, "a b", f"c{n}") for i, n in enumerate(lengths)]
     found = audit(rows)
     train = found["splits"]["train"]
     assert train["reference_tokens"] == train["reference_tokens"] | {"min": 3, "max": 3}
@@ -164,21 +164,21 @@ def test_length_bias_is_what_a_rule_by_length_alone_would_win():
      ("fever &amp; chills<br/>", "markup")],
 )  # fmt: skip
 def test_damaged_text_is_found_and_the_rows_are_named(text, finding):
-    clean = make_row("ok", "g", "f", "A note, 5 mg; naïve.", "Sümmary – “fine”.\n\tYes.", "c")
-    rows = [clean, make_row("row-2", "g", "f", "A note.", text, "c")]
+    clean = plain_row("ok", "g", "A note, 5 mg; naïve.", "Sümmary – “fine”.\n\tYes.", "c")
+    rows = [clean, plain_row("row-2", "g", "A note.", text, "c")]
     assert find_damage(rows) == {f"reference: {finding}": {"rows": 1, "examples": ["row-2"]}}
 
 
 def test_identical_sides_and_references_that_copy_their_note_are_found():
-    rows = [make_row("1", "g", "f", "p", "Same.", "c", "Same.")]
-    rows += [make_row("2", "g", "f", "p", "c", "c")]
+    rows = [plain_row("1", "g", "p", "Same.", "c", "Same.")]
+    rows += [plain_row("2", "g", "p", "c", "c")]
     assert set(find_damage(rows)) == {
         "reference and rejected: identical", "reference: copies the whole note",
     }  # fmt: skip
 
 
 def test_more_cut_rows_than_the_recipe_allows_are_refused_and_fewer_are_not():
-    rows = [make_row(str(i), str(i), "f", "w " * n, "a b", f"{n}") for i, n in enumerate([3, 40])]
+    rows = [plain_row(str(i), str(i), "w " * n, "a b", f"{n}") for i, n in enumerate([3, 40])]
     found = audit(rows)
     with pytest.raises(DataError, match="1 of 2 training rows .50.0%. exceed model"):
         refuse_cut_rows(found, 0.49)
