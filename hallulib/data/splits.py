@@ -7,7 +7,6 @@ table of notes and sequences with itself counts what each two of them share.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from hallulib.data.schema import SPLITS, Row, hash_context
 from hallulib.errors import DataError
 
 ROOM = 1.2  # rows drawn per row wanted: merging groups later moves some to another split
-BUFFER = 2000  # rows of a stream in memory beyond those that may be drawn
 WORDS = 3
 BLOCK = 200  # notes compared with all others at a time
 _WORD = re.compile(r"\w+")
@@ -53,38 +51,35 @@ def draw_rows(
     not grow with the stream. Rows without a reference (MedHal's non-factual ones) come with their
     group and do not count. What is not drawn is counted in `dropped`.
     """
-    limits = {name: math.ceil(ROOM * sizes[name]) for name in SPLITS}
-    held: list[tuple[int, Row]] = []
+    held: list[Row] = []
     read: Counter[bool] = Counter()
-    most = BUFFER
-    for place, row in enumerate(rows):
+    most = 100
+    for row in rows:
         read[bool(row["reference"])] += 1
-        held.append((place, row))
+        held.append(row)
         if len(held) > most:
-            held = _keep_first_groups(held, limits, sizes, seed)
-            most = len(held) + BUFFER
-    held = _keep_first_groups(held, limits, sizes, seed)
-    kept = Counter(bool(row["reference"]) for _, row in held)
+            held = _keep_first_groups(held, sizes, seed)
+            most = max(most, 2 * len(held))
+    held = _keep_first_groups(held, sizes, seed)
+    kept = Counter(bool(row["reference"]) for row in held)
     dropped["beyond_the_sizes"] += read[True] - kept[True]
     dropped["not_factual_beyond_the_sizes"] += read[False] - kept[False]
-    return [row for _, row in held]
+    return held
 
 
-def _keep_first_groups(
-    held: list[tuple[int, Row]], limits: Mapping[str, int], sizes: Mapping[str, int], seed: int
-) -> list[tuple[int, Row]]:
-    """Of each split the groups that come first in their random order, until they have `limits`
+def _keep_first_groups(rows: list[Row], sizes: Mapping[str, int], seed: int) -> list[Row]:
+    """Of each split the groups that come first in their random order, until they have enough
     references. A group that falls out once never comes back: those before it only grow."""
     references: Counter[str] = Counter()
-    for _, row in held:
+    for row in rows:
         references[row["group_id"]] += bool(row["reference"])
     kept, totals = set(), dict.fromkeys(SPLITS, 0)
     for group in sorted(references, key=lambda group: hash_share(seed, group, "order")):
         split = choose_split(group, sizes, seed)
-        if totals[split] < limits[split]:
+        if totals[split] < ROOM * sizes[split]:
             totals[split] += references[group]
             kept.add(group)
-    return [(place, row) for place, row in held if row["group_id"] in kept]
+    return [row for row in rows if row["group_id"] in kept]
 
 
 def split_rows(rows: Iterable[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:

@@ -1,14 +1,12 @@
 """The clinic world: what is drawn is what is written, and what is checked is exact."""
 
 import pytest
-from base_model import CORPUS_WRITERS, build_tokenizer, draw_corpus_note, encode_note
-from pretrain import schedule, second_start, separate_embeddings
+from base_model import CORPUS_WRITERS, build_tokenizer, encode_note
+from pretrain import separate_embeddings
 from samples import write_samples
 
 from hallulib.clinic import (
     HELD_OUT_STYLE,
-    KINDS,
-    SEEN_STYLES,
     Note,
     check,
     exchange_fact,
@@ -43,9 +41,7 @@ def test_every_fact_of_a_note_stands_in_its_text_word_for_word():
             assert all(word.lower() in text for word in words), (note.id, kind)
 
 
-def test_there_are_at_least_twelve_kinds_and_several_styles():
-    assert len(KINDS) >= 12
-    assert len(SEEN_STYLES) >= 3
+def test_every_writer_has_sentences_for_every_section():
     assert all(set(writer.sentences) == set(SECTIONS) for writer in WRITERS.values())
 
 
@@ -162,31 +158,6 @@ def test_the_tokenizer_round_trips_notes_of_a_style_it_never_saw():
     assert summary_ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_the_corpus_starts_with_short_notes_and_never_shows_the_held_out_style():
-    import random
-
-    early = [draw_corpus_note(random.Random(i), 0.0) for i in range(100)]
-    late = [draw_corpus_note(random.Random(i), 0.9) for i in range(100)]
-    assert sum(len(n.facts) for n in early) < 0.5 * sum(len(n.facts) for n in late)
-    assert HELD_OUT_STYLE not in {n.style for n in early + late}
-
-
-def test_half_the_corpus_has_values_that_only_the_note_can_tell():
-    import random
-
-    notes = [draw_corpus_note(random.Random(i), 0.9) for i in range(400)]
-    vitals = [n.facts for n in notes if "heart_rate" in n.facts]
-    pulses = [int(facts["heart_rate"][0]) for facts in vitals]
-    pressures = [int(facts["blood_pressure"][0].split("/")[0]) for facts in vitals]
-    assert min(pressures) < 50
-    assert max(pulses) > 180
-    plausible = sum(52 <= pulse <= 128 for pulse in pulses) / len(pulses)
-    assert 0.5 < plausible < 0.85  # half by design, and those of the other half that happen to be
-    for note in notes:
-        verdicts = {verdict["verdict"] for verdict in check(note.facts, write_summary(note.facts))}
-        assert verdicts == {"supported"}
-
-
 def test_no_pretraining_sentence_is_one_of_the_held_out_style():
     writer = CORPUS_WRITERS["any"]
     assert set(writer.misleading["smoking"]) > set(WRITERS["letter"].misleading["smoking"])
@@ -213,12 +184,3 @@ def test_word_vectors_that_became_one_are_pulled_apart_and_no_other_moves():
     assert torch.cosine_similarity(table[4], table[7], dim=0) < 0.95
     others = [i for i in range(20) if i not in (4, 7)]
     assert torch.equal(before[others], table[others])
-
-
-def test_the_learning_rate_falls_twice_and_ends_near_zero():
-    rates = [schedule(step, 600) for step in range(600)]
-    turn = second_start(600)
-    assert turn == 500
-    assert max(rates[:turn]) == 1.0
-    assert rates[turn - 1] < 0.01 < max(rates[turn:]) <= 0.5
-    assert rates[-1] < 0.01
