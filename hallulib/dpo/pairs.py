@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from hallulib.data.lengths import (
+from hallulib.data.audit import (
     count_completion_tokens,
     count_prompt_tokens,
     describe_cuts,
