@@ -22,7 +22,7 @@ assess: .venv/installed  ## let people grade without code (ARGS="--set assessmen
 	$(PY) -m hallulib assess $(ARGS)
 
 base: .venv/installed  ## rebuild the small base model in data/ (up to two hours on 2 cores)
-	$(PY) -m hallulib.clinic.pretrain $(ARGS)
+	$(PY) data/build/pretrain.py $(ARGS)
 
 gallery: .venv/installed  ## copy the executed notebooks of the default run to outputs/gallery
 	$(PY) -m hallulib gallery

@@ -8,12 +8,12 @@ states is in `Note.facts`; what is true of the patient but not written is in `No
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from hallulib.clinic import lexicon
-from hallulib.clinic.styles import SEEN_STYLES, list_distractors, list_templates
+from hallulib.clinic.words import SEEN_STYLES, WORDS, WRITERS, Writer
 
+Facts = dict[str, list[str]]  # kind of fact -> its values
 # section of a note -> the kinds of facts it states
 SECTIONS: dict[str, tuple[str, ...]] = {
     "identity": ("age", "sex", "complaint", "duration"),
@@ -31,31 +31,32 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 KINDS = tuple(kind for kinds in SECTIONS.values() for kind in kinds)
 OPTIONAL_SECTIONS = ("allergies", "family_history", "smoking", "follow_up")
-DISTRACTOR_RATE = 0.15
+# topic of a misleading sentence -> the section it slips into, the kind it misleads about, its word
+DISTRACTORS = {
+    "medications": ("medications", "medications", "drug"),
+    "history": ("history", "history", "condition"),
+    "vitals": ("vitals", "blood_pressure", "blood_pressure"),
+    "complaint": ("identity", "complaint", "complaint"),
+    "allergies": ("family_history", "allergies", "allergen"),
+    "smoking": ("family_history", "smoking", "smoker"),
+}
 
 
 @dataclass(frozen=True)
 class Note:
     """One note: its text, the facts it states, and the facts its author knew and did not write.
 
-    `facts` and `unwritten` map a kind to its values; `distractors` maps a kind to values that
-    stand in the text but are not facts about the patient now.
+    `distractors` maps a kind to values that stand in the text but are not facts about the patient
+    now.
     """
 
     id: str
     group_id: str
     style: str
     text: str
-    facts: dict[str, list[str]]
-    unwritten: dict[str, list[str]] = field(default_factory=dict)
-    distractors: dict[str, list[str]] = field(default_factory=dict)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Note:
-        return cls(**values)
+    facts: Facts
+    unwritten: Facts = field(default_factory=dict)
+    distractors: Facts = field(default_factory=dict)
 
 
 def make_notes(
@@ -73,85 +74,81 @@ def make_notes(
 
 def _make_note(note_id: str, styles: list[str], missing_rate: float) -> Note:
     rng = random.Random(note_id)
-    style = rng.choice(styles)
+    writer = WRITERS[rng.choice(styles)]
     missing = {name for name in OPTIONAL_SECTIONS if rng.random() < missing_rate}
-    return write_note(note_id, style, draw_patient(rng), missing, rng)
+    return write_note(note_id, writer, draw_patient(rng), missing, rng)
 
 
-def draw_patient(rng: random.Random) -> dict[str, list[str]]:
+def draw_patient(rng: random.Random) -> Facts:
     """Return every fact of one made-up patient: kind -> values."""
     sex = rng.choice(["man", "woman"])
-    complaint = rng.choice(lexicon.COMPLAINTS)
-    relative, illness = rng.choice(lexicon.RELATIVES), rng.choice(lexicon.FAMILY_ILLNESSES)
+    complaint = rng.choice(WORDS["complaints"])
+    relative, illness = rng.choice(WORDS["relatives"]), rng.choice(WORDS["family_illnesses"])
     return {
         "age": [str(rng.randint(18, 94))],
         "sex": [sex],
         "complaint": [complaint],
-        "duration": [rng.choice(lexicon.DURATIONS)],
-        "history": rng.sample(lexicon.CONDITIONS, rng.choice([1, 2, 2])),
+        "duration": [rng.choice(WORDS["durations"])],
+        "history": rng.sample(WORDS["conditions"], rng.choice([1, 2, 2])),
         "medications": _draw_medications(rng, rng.choice([1, 2, 2])),
-        "allergies": [rng.choice(lexicon.ALLERGIES)],
-        "negatives": rng.sample(lexicon.NEGATIVES, 2),
-        "blood_pressure": [draw_blood_pressure(rng)],
+        "allergies": [rng.choice(WORDS["allergies"])],
+        "negatives": rng.sample(WORDS["negatives"], 2),
+        "blood_pressure": [_draw_blood_pressure(rng)],
         "heart_rate": [str(rng.randint(52, 128))],
-        "imaging": [rng.choice(lexicon.IMAGING).format(side=rng.choice(["left", "right"]))],
+        "imaging": [rng.choice(WORDS["imaging"]).format(side=rng.choice(["left", "right"]))],
         "lab": [_draw_lab(rng)],
         "family_history": [f"{illness} in {relative}"],
-        "smoking": [rng.choice(lexicon.SMOKING)],
-        "plan": [rng.choice(lexicon.PLANS)],
-        "follow_up": [rng.choice(lexicon.FOLLOW_UPS)],
+        "smoking": [rng.choice(WORDS["smoking"])],
+        "plan": [rng.choice(WORDS["plans"])],
+        "follow_up": [rng.choice(WORDS["follow_ups"])],
     }
 
 
-def draw_blood_pressure(rng: random.Random) -> str:
-    """Return a blood pressure in mmHg, written 142/88."""
+def _draw_blood_pressure(rng: random.Random) -> str:
+    """A blood pressure in mmHg, written 142/88."""
     systolic = rng.randint(94, 188)
     return f"{systolic}/{rng.randint(50, min(112, systolic - 30))}"
 
 
 def _draw_medications(rng: random.Random, count: int) -> list[str]:
-    names = rng.sample(sorted(lexicon.DRUGS), count)
+    drugs = WORDS["drugs"]
     return [
-        f"{name} {rng.choice(lexicon.DRUGS[name][0])} {rng.choice(lexicon.DRUGS[name][1])}"
-        for name in names
+        f"{name} {rng.choice(drugs[name]['doses'])} {rng.choice(drugs[name]['times'])}"
+        for name in rng.sample(sorted(drugs), count)
     ]
 
 
 def _draw_lab(rng: random.Random) -> str:
-    name = rng.choice(sorted(lexicon.LABS))
-    low, high, decimals, unit = lexicon.LABS[name]
-    return f"{name} {rng.uniform(low, high):.{decimals}f} {unit}"
+    name = rng.choice(sorted(WORDS["labs"]))
+    lab = WORDS["labs"][name]
+    return f"{name} {rng.uniform(lab['low'], lab['high']):.{lab['decimals']}f} {lab['unit']}"
 
 
 def write_note(
-    note_id: str,
-    style: str,
-    patient: dict[str, list[str]],
-    missing: set[str],
-    rng: random.Random,
-    distractor_rate: float = DISTRACTOR_RATE,
+    note_id: str, writer: Writer, patient: Facts, missing: set[str], rng: random.Random
 ) -> Note:
-    """Word the patient's facts in one style, leaving the `missing` sections out."""
-    fields = _template_fields(patient)
+    """Let a writer word the patient's facts, leaving the `missing` sections out."""
+    fields = _name_fields(patient)
     written = [name for name in _order_sections(rng) if name not in missing]
-    distractors = _draw_distractors(patient, rng, style, distractor_rate)
-    templates, blocks = list_templates(style), []
+    distractors = _draw_distractors(patient, writer, rng)
+    blocks = []
     for section in written:
-        block = rng.choice(templates[section]).format(**fields)
-        for sentence, _ in distractors.get(section, []):
-            block += " " + sentence.format(**fields)
-        blocks.append(block)
-    extra = [pair for name, pairs in distractors.items() if name in written for pair in pairs]
+        sentences = [rng.choice(writer.sentences[section])]
+        sentences += [sentence for sentence, _, _ in distractors.get(section, [])]
+        blocks.append(" ".join(sentence.format(**fields) for sentence in sentences))
     kinds = {kind for name in written for kind in SECTIONS[name]}
-    text = "\n".join(blocks) if style == "soap" else " ".join(blocks)
+    said = [
+        found for section in distractors if section in written for found in distractors[section]
+    ]
+    text = ("\n" if writer.style == "soap" else " ").join(blocks)
     return Note(
         id=note_id,
         group_id=note_id,
-        style=style,
+        style=writer.style,
         text=text[0].upper() + text[1:],
         facts={kind: values for kind, values in patient.items() if kind in kinds},
         unwritten={kind: values for kind, values in patient.items() if kind not in kinds},
-        distractors={kind: [value] for _, (kind, value) in extra},
+        distractors={kind: [value] for _, kind, value in said},
     )
 
 
@@ -162,11 +159,11 @@ def _order_sections(rng: random.Random) -> list[str]:
     return ["identity", *middle, "plan", "follow_up"]
 
 
-def _template_fields(patient: dict[str, list[str]]) -> dict[str, str]:
-    fields = {kind: join_values(values) for kind, values in patient.items()}
+def _name_fields(patient: Facts) -> dict[str, str]:
+    """What a sentence template may ask for: values by kind, and pronouns."""
     illness, relative = patient["family_history"][0].split(" in ")
     he, his, him = ("he", "his", "him") if patient["sex"] == ["man"] else ("she", "her", "her")
-    return fields | {
+    return {kind: join_values(values) for kind, values in patient.items()} | {
         "illness": illness,
         "relative": relative,
         "relative_cap": relative.capitalize(),
@@ -185,43 +182,30 @@ def join_values(values: list[str]) -> str:
 
 
 def _draw_distractors(
-    patient: dict[str, list[str]], rng: random.Random, style: str, rate: float
-) -> dict[str, list[tuple[str, tuple[str, str]]]]:
-    """Return section -> [(sentence with patient fields left open, (kind, misleading value))]."""
-    drug = _draw_other(rng, sorted(lexicon.DRUGS), " ".join(patient["medications"]))
-    condition = _draw_other(rng, lexicon.CONDITIONS, " ".join(patient["history"]))
-    complaint = _draw_other(rng, lexicon.COMPLAINTS, patient["complaint"][0])
-    allergen = _draw_other(rng, lexicon.ALLERGIES[:-1], patient["allergies"][0]).split(" (")[0]
-    smoker = _draw_other(rng, ["former smoker", "current smoker"], patient["smoking"][0])
-    pressure = draw_blood_pressure(rng)
-    values = {
-        "medications": ("medications", "medications", drug),
-        "history": ("history", "history", condition),
-        "vitals": ("vitals", "blood_pressure", pressure),
-        "complaint": ("identity", "complaint", complaint),
-        "allergies": ("family_history", "allergies", allergen),
-        "smoking": ("family_history", "smoking", smoker),
-    }
+    patient: Facts, writer: Writer, rng: random.Random
+) -> dict[str, list[tuple[str, str, str]]]:
+    """Section -> [(sentence with the patient's fields left open, kind, misleading value)]."""
+
+    def draw_other(options: Sequence[str], kind: str) -> str:
+        taken = " ".join(patient[kind])
+        return rng.choice([option for option in options if option not in taken])
+
+    drug = draw_other(sorted(WORDS["drugs"]), "medications")
     words = {
         "drug": drug,
         "drug_cap": drug.capitalize(),
-        "reason": rng.choice(lexicon.REASONS_STOPPED),
-        "condition": condition,
-        "complaint": complaint,
-        "allergen": allergen,
-        "smoker": smoker,
-        "blood_pressure": pressure,
+        "condition": draw_other(WORDS["conditions"], "history"),
+        "complaint": draw_other(WORDS["complaints"], "complaint"),
+        "allergen": draw_other(WORDS["allergies"][:-1], "allergies").split(" (")[0],
+        "smoker": draw_other(["former smoker", "current smoker"], "smoking"),
+        "blood_pressure": _draw_blood_pressure(rng),
+        "reason": rng.choice(WORDS["reasons_stopped"]),
     }
-    sentences = list_distractors(style)
-    drawn: dict[str, list[tuple[str, tuple[str, str]]]] = {}
-    for name, (section, kind, value) in values.items():
-        if rng.random() < rate:
-            sentence = rng.choice(sentences[name])
+    drawn: dict[str, list[tuple[str, str, str]]] = {}
+    for topic, (section, kind, value) in DISTRACTORS.items():
+        if rng.random() < writer.distractor_rate:
+            sentence = rng.choice(writer.misleading[topic])
             for word, text in words.items():
                 sentence = sentence.replace("{" + word + "}", text)
-            drawn.setdefault(section, []).append((sentence, (kind, value)))
+            drawn.setdefault(section, []).append((sentence, kind, words[value]))
     return drawn
-
-
-def _draw_other(rng: random.Random, options: list[str], taken: str) -> str:
-    return rng.choice([option for option in options if option not in taken])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from hallulib.clinic.notes import Note, join_values
+from hallulib.clinic.notes import Facts, Note, draw_patient, join_values
 
 SENTENCES: list[tuple[str, tuple[str, ...]]] = [
     ("A {sex} aged {age} years with {complaint} for {duration}.",
@@ -28,7 +28,7 @@ SENTENCES: list[tuple[str, tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
-def write_summary(facts: dict[str, list[str]]) -> str:
+def write_summary(facts: Facts) -> str:
     """Return the faithful summary of `facts` (kind -> values)."""
     return " ".join(
         template.format(**{kind: join_values(facts[kind]) for kind in kinds})
@@ -43,3 +43,15 @@ def write_reference(note: Note, seed: int, fill_rate: float) -> str:
     rng = random.Random(f"reference-{seed}-{note.id}")
     known = {kind: v for kind, v in note.unwritten.items() if rng.random() < fill_rate}
     return write_summary(note.facts | known)
+
+
+def exchange_fact(note: Note, seed: int) -> tuple[str, str]:
+    """Return a summary of the note with the values of one kind exchanged, and what was done."""
+    rng = random.Random(f"exchange-{seed}-{note.id}")
+    kind = rng.choice([name for name in note.facts if name != "sex"])
+    other = draw_patient(rng)[kind]
+    while set(other) & set(note.facts[kind]):
+        other = draw_patient(rng)[kind]
+    stated, claimed = join_values(note.facts[kind]), join_values(other)
+    explanation = f"The {kind.replace('_', ' ')} in the note is {stated}, not {claimed}."
+    return write_summary(note.facts | {kind: other}), explanation

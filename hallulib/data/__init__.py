@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from hallulib.data.audit import audit_splits, refuse_cut_rows, tabulate_audit
-from hallulib.data.near_duplicates import measure_similarity
+from hallulib.data.audit import audit_splits, describe_cuts, refuse_cut_rows
+from hallulib.data.medhal import join_twins, stream_medhal_rows
 from hallulib.data.own import stream_own_rows
 from hallulib.data.prepare import DataResult, load_data_result, prepare_data
-from hallulib.data.schema import COLUMNS, SPLITS, read_facts, read_rows
+from hallulib.data.schema import COLUMNS, SPLITS, read_facts, read_rows, read_source
+from hallulib.data.splits import measure_similarity
+from hallulib.errors import DataError
+from hallulib.models import load_tokenizer, render_prompt
 
 __all__ = [
-    "COLUMNS", "SPLITS", "DataResult", "audit_splits", "load_data_result", "measure_similarity",
-    "prepare_data", "read_facts", "read_rows", "refuse_cut_rows", "stream_own_rows",
-    "tabulate_audit",
+    "COLUMNS", "SPLITS", "DataError", "DataResult", "audit_splits", "describe_cuts",
+    "join_twins", "load_data_result", "load_tokenizer", "measure_similarity", "prepare_data",
+    "read_facts", "read_rows", "read_source", "refuse_cut_rows", "render_prompt",
+    "stream_medhal_rows", "stream_own_rows",
 ]  # fmt: skip

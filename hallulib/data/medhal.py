@@ -1,6 +1,6 @@
 """MedHal's schema: `id, context, statement, label, explanation, inner_id, source, synthetic`.
 
-label True means factual. `explanation` gives the label away, so it is dropped as the row is read.
+label True means factual. `explanation` gives the label away, so it is never read into a row.
 Variants: `GM07/medhal` (train, val, test), `-lf` (train only, one column more) and `-lf-bal`; the
 splits have changed over time. Source: arXiv 2504.08596 and the data sets' cards.
 """
@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from hallulib.data.files import ENDINGS, check_unique_ids, read_records, require_text
-from hallulib.data.schema import build_prompt, hash_context, make_row
+from hallulib.data.files import ENDINGS, Record, read_records, require_text
+from hallulib.data.schema import Row, build_prompt, hash_context, make_row
 from hallulib.errors import DataError
 from hallulib.files import display_path, resolve_path
 
-Row = dict[str, str]
 # MedHal's `source` tells the task. Only the first two have a note to write from.
 TASKS = {
     "summarisation": ("sumpubmed", "clinic"),
@@ -26,13 +24,12 @@ TASKS = {
     "question_answering": ("medmcqa", "medqa"),
     "inference": ("mednli",),
 }
-NEEDED = ("id", "context", "statement", "label", "inner_id", "source")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def stream_medhal_rows(
-    path: str, template: str, tasks: Iterable[str], dropped: Counter[str], origin: dict[str, Any]
+    path: str, template: str, dropped: Counter[str], tasks: Iterable[str], origin: dict[str, Any]
 ) -> Iterator[Row]:
     """Yield rows, one at a time: of a factual statement the reference is the statement, its context
     the note. A non-factual one has no reference, and the statement as `rejected` (see join_twins).
@@ -42,39 +39,28 @@ def stream_medhal_rows(
     learns the splits found and the revision. Raises DataError naming file, row and column.
     """
     sources = {source for task in tasks for source in TASKS[task]}
-    rows = _stream_rows(path, template, sources, dropped, origin)
-    return check_unique_ids(rows, path)
-
-
-def _stream_rows(path, template, sources, dropped, origin) -> Iterator[Row]:
-    for number, record in read_medhal(path, origin):
-        if require_text(record, "source", path, number) not in sources:
-            dropped["other_task"] += 1
-            continue
-        context = read_context(record, path, number)
-        statement = require_text(record, "statement", path, number).strip()
-        factual = read_label(record, path, number)
-        if not context or not statement:
-            dropped["blank_statement" if context else "no_context"] += 1
-            continue
-        row = make_row(
-            require_text(record, "id", path, number), hash_context(context), record["source"],
-            build_prompt(template, context), statement if factual else "", context,
-            "" if factual else statement,
-        )  # fmt: skip
-        yield row | {"inner_id": require_text(record, "inner_id", path, number)}
-
-
-def read_medhal(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (row number, record without `explanation`) from a local file, a folder or the hub."""
     is_file = path.lower().endswith(ENDINGS)
     records = read_records(resolve_path(path)) if is_file else _read_hub(path, origin)
     for number, record in records:
-        record.pop("explanation", None)
-        yield number, record
+        place = f"{display_path(resolve_path(path))}, row {number}"
+        if require_text(record, "source", place) not in sources:
+            dropped["other_task"] += 1
+            continue
+        context = _read_context(record, place)
+        statement = require_text(record, "statement", place).strip()
+        factual = _read_label(record, place)
+        if not context or not statement:
+            dropped["blank_statement" if context else "no_context"] += 1
+            continue
+        yield make_row(
+            id=require_text(record, "id", place), group_id=hash_context(context),
+            source=record["source"], prompt=build_prompt(template, context), context=context,
+            inner_id=require_text(record, "inner_id", place),
+            **{"reference" if factual else "rejected": statement},
+        )  # fmt: skip
 
 
-def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, Record]]:
     """All splits, whatever they are called: the group decides ours, and theirs may cut through one.
 
     The rows stay in Arrow on disk, so a million of them cost no memory.
@@ -82,15 +68,8 @@ def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, dict[str
     splits, origin["revision"] = _load_hub(path)
     origin["hub_splits"] = {name: len(split) for name, split in splits.items()}
     number = 0
-    for name, split in splits.items():
-        missing = [column for column in NEEDED if column not in split.column_names]
-        if missing:
-            raise DataError(
-                f"{path}, split {name!r}: no column {missing[0]!r} "
-                f"(there are: {', '.join(split.column_names)})",
-                "this is not MedHal's schema; name another revision, or use data.source file",
-            )
-        for record in split.select_columns(list(NEEDED)):
+    for split in splits.values():
+        for record in split:
             number += 1
             yield number, record
 
@@ -120,23 +99,21 @@ def _load_hub(path: str) -> tuple[dict[str, Any], str]:
         ) from error
 
 
-def read_context(record: dict[str, Any], path: str | Path, row: int) -> str:
+def _read_context(record: Record, place: str) -> str:
     """The note of a MedHal record; None, 'None' and '' alike mean that there is none ("")."""
-    if record.get("context") is None and "context" in record:
+    if record.get("context", "") is None:
         return ""
-    context = require_text(record, "context", path, row).strip()
+    context = require_text(record, "context", place).strip()
     return "" if context == "None" else context
 
 
-def read_label(record: dict[str, Any], path: str | Path, row: int) -> bool:
+def _read_label(record: Record, place: str) -> bool:
     """True = factual. A CSV writes the label as text, so 'True', 'false', '1' and '0' are read."""
     value = record.get("label")
-    if isinstance(value, bool):
-        return value
     label = _LABELS.get(str(value).strip().lower())
     if label is None:
         raise DataError(
-            f"{display_path(path)}, row {row}, column 'label': {value!r} is neither true nor false",
+            f"{place}, column 'label': {value!r} is neither true nor false",
             "label is True for a factual statement and False otherwise",
         )
     return label
@@ -154,27 +131,20 @@ def join_twins(rows: Iterable[Row], dropped: Counter[str]) -> list[Row]:
         families[hash_context(row["context"]), row["inner_id"]].append(row)
     twins: dict[str, str] = {}
     for family in families.values():
-        factual = [row for row in family if row["reference"]]
-        false = [row for row in family if not row["reference"]]
-        matched = _match_twins(factual, false)
-        twins |= matched
-        dropped["not_factual_without_twin"] += len(false) - len(matched)
+        twins |= _match_twins(family)
+    factual = [row for row in rows if row["reference"]]
     dropped["not_factual_twin"] += len(twins)
-    return [
-        {name: value for name, value in row.items() if name != "inner_id"}
-        | {"rejected": twins.get(row["id"], "")}
-        for row in rows
-        if row["reference"]
-    ]
+    dropped["not_factual_without_twin"] += len(rows) - len(factual) - len(twins)
+    return [row | {"rejected": twins.get(row["id"], "")} for row in factual]
 
 
-def _match_twins(factual: list[Row], false: list[Row]) -> dict[str, str]:
+def _match_twins(family: list[Row]) -> dict[str, str]:
     """id of a factual row -> statement of its twin; each statement is used once."""
     shared = [
         (-_measure_overlap(a["reference"], b["rejected"]), a["id"], b["id"], b["rejected"])
-        for a in factual
-        for b in false
-        if a["reference"] != b["rejected"]
+        for a in family
+        for b in family
+        if a["reference"] and b["rejected"] and a["reference"] != b["rejected"]
     ]
     matched: dict[str, str] = {}
     used: set[str] = set()

@@ -13,22 +13,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from hallulib.data.chats import (
-    find_examples,
-    read_completion,
-    read_turns,
-    split_preference,
-    write_prompt,
-)
-from hallulib.data.files import check_unique_ids, read_records, require_text
-from hallulib.data.schema import build_prompt, hash_context, make_row
+from hallulib.data import chats
+from hallulib.data.files import Record, read_records, require_text
+from hallulib.data.schema import Row, build_prompt, hash_context, make_row
 from hallulib.errors import DataError
-from hallulib.files import display_path
+from hallulib.files import display_path, resolve_path
 
-Record = dict[str, Any]
-Row = dict[str, str]
 # other tools' names of our columns; a name that data.columns gives goes before them
 ALIASES = {"conversations": "messages", "completion": "reference"}
 
@@ -36,9 +27,9 @@ ALIASES = {"conversations": "messages", "completion": "reference"}
 def stream_own_rows(
     path: str | Path,
     template: str,
-    columns: Mapping[str, str],
-    encoding: str,
     dropped: Counter[str],
+    columns: Mapping[str, str] | None = None,
+    encoding: str = "auto",
 ) -> Iterator[Row]:
     """Yield the rows of the user's own file, one at a time.
 
@@ -46,13 +37,11 @@ def stream_own_rows(
     without it, rows with the same note form a group). Rows with an empty side are counted in
     `dropped` by reason; a missing column, null or NaN raises DataError with file, row and column.
     """
-    return check_unique_ids(_stream_rows(path, template, columns, encoding, dropped), path)
-
-
-def _stream_rows(path, template, columns, encoding, dropped) -> Iterator[Row]:
+    path = resolve_path(path)
     for number, found in read_records(path, encoding):
-        record = rename_columns(found, columns, path, number)
-        rows = list(_read_rows(record, template, path, number))
+        place = f"{display_path(path)}, row {number}"
+        record = rename_columns(found, columns or {}, place)
+        rows = list(_read_rows(record, template, place, f"row-{number}"))
         if not rows:
             dropped["chat_without_answer"] += 1
         for row in rows:
@@ -63,15 +52,13 @@ def _stream_rows(path, template, columns, encoding, dropped) -> Iterator[Row]:
                 yield row
 
 
-def rename_columns(
-    record: Record, columns: Mapping[str, str], path: str | Path, number: int
-) -> Record:
+def rename_columns(record: Record, columns: Mapping[str, str], place: str) -> Record:
     """The record under our names. Raises DataError if a mapped column is not there."""
     for ours, theirs in columns.items():
         if theirs not in record:
             raise DataError(
-                f"{display_path(path)}, row {number}: no column {theirs!r}, which data.columns "
-                f"gives for {ours!r} (there are: {', '.join(map(str, record))})",
+                f"{place}: no column {theirs!r}, which data.columns gives for {ours!r} "
+                f"(there are: {', '.join(map(str, record))})",
                 "correct data.columns in the recipe",
             )
     mapped = {ours: record[theirs] for ours, theirs in columns.items()}
@@ -82,53 +69,47 @@ def rename_columns(
     return rest | mapped
 
 
-def _read_rows(record: Record, template: str, path: str | Path, number: int) -> Iterator[Row]:
-    row_id = _read_name(record, "id", path, number) or f"row-{number}"
-    group = _read_name(record, "group_id", path, number)
-    if "messages" in record:
-        turns = read_turns(record["messages"], _place(path, number, "messages"))
-        for count, example in enumerate(find_examples(turns), start=1):
-            own_id = row_id if count == 1 else f"{row_id}-{count}"
-            chat = group or hash_context(next(t.text for t in turns if t.role != "system"))
-            yield make_row(own_id, chat, "chat", example.prompt, example.answer, example.context)
+def _read_rows(record: Record, template: str, place: str, default_id: str) -> Iterator[Row]:
+    row_id = _read_name(record, "id", place) or default_id
+    group = _read_name(record, "group_id", place)
+    if "messages" not in record:
+        row = make_row(id=row_id, source="file", **_read_sides(record, template, place))
+        yield row | {"group_id": group or hash_context(row["context"])}
         return
-    prompt, context = _read_prompt(record, template, path, number)
-    reference, rejected = _read_sides(record, path, number)
-    group = group or hash_context(context)
-    yield make_row(row_id, group, "file", prompt, reference.strip(), context, rejected.strip())
-
-
-def _read_prompt(record: Record, template: str, path: str | Path, number: int) -> tuple[str, str]:
-    """The prompt, and the text that an answer is judged against."""
-    if "context" in record:
-        context = require_text(record, "context", path, number)
-        return build_prompt(template, context), context
-    if isinstance(record.get("prompt"), list):
-        turns = read_turns(record["prompt"], _place(path, number, "prompt"))
-        return write_prompt(turns), write_prompt([t for t in turns if t.role != "system"])
-    if "prompt" not in record and isinstance(record.get("chosen"), list):
-        sides = record["chosen"], record.get("rejected")
-        turns, _, _ = split_preference(*sides, _place(path, number))
-        return write_prompt(turns), write_prompt([t for t in turns if t.role != "system"])
-    text = require_text(record, "prompt" if "prompt" in record else "context", path, number)
-    return text, text
-
-
-def _read_sides(record: Record, path: str | Path, number: int) -> tuple[str, str]:
-    """The reference (the chosen side) and the rejected side, "" where the row has none."""
-    if "chosen" not in record:
-        if isinstance(record.get("reference"), list):
-            return read_completion(record["reference"], _place(path, number, "reference")), ""
-        return require_text(record, "reference", path, number), ""
-    if not isinstance(record.get("rejected"), list):
-        require_text(record, "rejected", path, number)
-    if "prompt" not in record and "context" not in record:
-        _, chosen, rejected = split_preference(
-            record["chosen"], record["rejected"], _place(path, number)
+    place += ", column 'messages'"
+    if not isinstance(record["messages"], list):
+        raise DataError(
+            f"{place}: {type(record['messages']).__name__}, not a list of messages",
+            "write a list of {role, content}; CSV cannot hold one, so use JSONL or parquet",
         )
-        return chosen, rejected
-    sides = [read_completion(record[s], _place(path, number, s)) for s in ("chosen", "rejected")]
-    return sides[0], sides[1]
+    turns = chats.read_turns(record["messages"], "user", place)
+    for count, (before, answer) in enumerate(chats.find_answers(turns), start=1):
+        said = chats.leave_out_system(before)
+        yield make_row(
+            id=row_id if count == 1 else f"{row_id}-{count}", source="chat",
+            group_id=group or hash_context(said[0]["content"]),
+            prompt=chats.write_prompt(before), context=chats.write_prompt(said), reference=answer,
+        )  # fmt: skip
+
+
+def _read_sides(record: Record, template: str, place: str) -> dict[str, str]:
+    """{prompt, context: what an answer is judged against, reference: the chosen side, rejected}."""
+    if isinstance(record.get("chosen"), list) and not {"prompt", "context"} & record.keys():
+        record = record | chats.split_sides(record["chosen"], record.get("rejected"), place)
+    if "context" in record or "prompt" not in record:
+        context = require_text(record, "context", place)
+        prompt = build_prompt(template, context)
+    else:
+        turns = chats.read_turns(record["prompt"], "user", f"{place}, column 'prompt'")
+        prompt, context = (
+            chats.write_prompt(turns),
+            chats.write_prompt(chats.leave_out_system(turns)),
+        )
+    sides = {"reference": "reference"}
+    if "chosen" in record:
+        sides = {"reference": "chosen", "rejected": "rejected"}
+    answers = {ours: chats.read_answer(record, name, place).strip() for ours, name in sides.items()}
+    return {"prompt": prompt, "context": context} | answers
 
 
 def _find_reason_to_drop(row: Row, is_pair: bool) -> str | None:
@@ -141,20 +122,16 @@ def _find_reason_to_drop(row: Row, is_pair: bool) -> str | None:
     return "identical_sides" if row["reference"] == row["rejected"] else None
 
 
-def _read_name(record: Record, column: str, path: str | Path, number: int) -> str:
+def _read_name(record: Record, column: str, place: str) -> str:
     """An id as text; "" where there is none. 3.0 or nan are no ids: a spreadsheet made them."""
     value = record.get(column)
     if value is None or value == "":
         return ""
-    if isinstance(value, str):
-        return require_text(record, column, path, number)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise DataError(
-        f"{_place(path, number, column)}: {value!r} is neither text nor a whole number",
-        "write ids as text, or leave the column out",
-    )
-
-
-def _place(path: str | Path, number: int, column: str = "") -> str:
-    return f"{display_path(path)}, row {number}" + (f", column {column!r}" if column else "")
+    if not isinstance(value, str):
+        raise DataError(
+            f"{place}, column {column!r}: {value!r} is neither text nor a whole number",
+            "write ids as text, or leave the column out",
+        )
+    return require_text(record, column, place)

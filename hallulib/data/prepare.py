@@ -9,24 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hallulib.clinic.export import export_medhal_rows
-from hallulib.clinic.notes import Note, make_notes
-from hallulib.clinic.styles import HELD_OUT_STYLE, SEEN_STYLES
+from hallulib import clinic
 from hallulib.data.audit import audit_references, audit_splits, refuse_cut_rows
 from hallulib.data.medhal import join_twins, stream_medhal_rows
-from hallulib.data.near_duplicates import merge_near_duplicates
 from hallulib.data.own import stream_own_rows
-from hallulib.data.schema import SPLITS, read_rows, write_rows
-from hallulib.data.splits import draw_rows, split_rows
+from hallulib.data.schema import SPLITS, Row, build_prompt, make_row, read_rows, write_rows
+from hallulib.data.splits import draw_rows, merge_near_duplicates, split_rows
 from hallulib.errors import DataError
-from hallulib.files import resolve_path, write_json_atomic, write_text_atomic
+from hallulib.files import display_path, resolve_path, write_json_atomic
 from hallulib.models import load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DataSection
 from hallulib.run import Run
 from hallulib.stage import stage
 
-Splits = dict[str, list[dict[str, str]]]
+Splits = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class DataResult:
     audit: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def read(self, split: str) -> list[dict[str, str]]:
+    def read(self, split: str) -> list[Row]:
         """The rows of one split ("train", "validation", "test")."""
         return read_rows(self.folder / f"{split}.parquet")
 
@@ -54,56 +51,27 @@ def load_data_result(run: Run) -> DataResult:
 def prepare_data(recipe: Recipe, run: Run) -> DataResult:
     """Write data/{train,validation,test}.parquet and data/audit.json.
 
-    Sources: the clinic world (in MedHal's schema), MedHal itself, or the user's own file.
-    Raises DataError naming file, row, column and the next step; also, once the audit is written,
-    when more rows than data.max_cut_share exceed model.max_length.
-    """
-    splits, origin = load_splits(recipe, run)
-    audit = {"source": recipe.data.source, "path": recipe.data.path} | origin
-    near = recipe.data.near_duplicates
-    audit |= audit_splits(splits, load_tokenizer(recipe), recipe.model.max_length, near)
-    audit["references"] = audit_references(splits["train"])
-    if audit["leaks"]["groups"]:
-        raise DataError(
-            f"the group {audit['leaks']['groups'][0]!r} stands in more than one split",
-            "give every document or patient one group_id",
-        )
-    write_json_atomic(run.path("data/audit.json"), audit)
-    refuse_cut_rows(audit, recipe.data.max_cut_share)
-    for name in SPLITS:
-        write_rows(run.path(f"data/{name}.parquet"), splits[name])
-    counts = {name: len(splits[name]) for name in SPLITS}
-    return DataResult(run.path("data"), counts, audit, notes={"rows": counts} | origin)
-
-
-def load_splits(recipe: Recipe, run: Run) -> tuple[Splits, dict[str, Any]]:
-    """Return (split -> rows, where they are from) of the recipe's source.
-
-    The second is {dropped: reason -> count, merged_groups, largest_group} and, from the hub,
-    {revision, hub_splits}.
+    Sources: the clinic world, MedHal, or the user's own file. Raises DataError naming file, row,
+    column and the next step; also, once the audit is written, when more rows than
+    data.max_cut_share exceed model.max_length.
     """
     data = recipe.data
     _check_source(data)
     if data.source == "clinic":
-        return make_clinic_splits(recipe, run.path("data/medhal"))
-    dropped: Counter[str] = Counter()
-    origin: dict[str, Any] = {}
-    sizes = {name: getattr(data, f"{name}_size") for name in SPLITS}
-    rows = _leave_out_long_rows(_stream_rows(data, dropped, origin), data.max_chars, dropped)
-    drawn = draw_rows(rows, sizes, recipe.seed, dropped)
-    if data.source == "medhal":
-        drawn = join_twins(drawn, dropped)
-    if not drawn:
-        raise DataError(
-            f"{data.path} has no row that can be used: {dict(+dropped)}",
-            "look at data.tasks, data.max_chars and the file",
-        )
-    if data.near_duplicates:
-        drawn, merged = merge_near_duplicates(drawn, data.near_duplicates)
-        origin |= merged
-    splits = split_rows(drawn, sizes, recipe.seed)
-    dropped["beyond_the_sizes"] += len(drawn) - sum(map(len, splits.values()))
-    return splits, origin | {"dropped": dict(+dropped)}
+        splits, origin = make_clinic_splits(data, recipe.seed), {"dropped": {}}
+    else:
+        splits, origin = load_splits(data, recipe.seed)
+    audit = {"source": data.source, "path": data.path} | origin
+    audit |= audit_splits(
+        splits, load_tokenizer(recipe), recipe.model.max_length, data.near_duplicates
+    )
+    audit["references"] = audit_references(splits["train"])
+    write_json_atomic(run.path("data/audit.json"), audit)
+    refuse_cut_rows(audit, data.max_cut_share)
+    for name in SPLITS:
+        write_rows(run.path(f"data/{name}.parquet"), splits[name])
+    counts = {name: len(splits[name]) for name in SPLITS}
+    return DataResult(run.path("data"), counts, audit, notes={"rows": counts} | origin)
 
 
 def _check_source(data: DataSection) -> None:
@@ -122,68 +90,81 @@ def _check_source(data: DataSection) -> None:
         )
 
 
-def _stream_rows(
-    data: DataSection, dropped: Counter[str], origin: dict[str, Any]
-) -> Iterator[dict[str, str]]:
-    template = data.prompt_template
+def load_splits(data: DataSection, seed: int) -> tuple[Splits, dict[str, Any]]:
+    """Return (split -> rows, where they are from) of MedHal or the user's own file.
+
+    The second is {dropped: reason -> count, merged_groups, largest_group} and, from the hub,
+    {revision, hub_splits}.
+    """
+    dropped: Counter[str] = Counter()
+    origin: dict[str, Any] = {}
+    sizes = {name: getattr(data, f"{name}_size") for name in SPLITS}
+    source = data.path, data.prompt_template, dropped
     if data.source == "medhal":
-        return stream_medhal_rows(data.path, template, data.tasks, dropped, origin)
-    path = resolve_path(data.path)
-    return stream_own_rows(path, template, data.columns, data.encoding, dropped)
+        rows = stream_medhal_rows(*source, data.tasks, origin)
+    else:
+        rows = stream_own_rows(*source, data.columns, data.encoding)
+    drawn = draw_rows(_check_rows(rows, data, dropped), sizes, seed, dropped)
+    if data.source == "medhal":
+        drawn = join_twins(drawn, dropped)
+    if not drawn:
+        raise DataError(
+            f"{data.path} has no row that can be used: {dict(+dropped)}",
+            "look at data.tasks, data.max_chars and the file",
+        )
+    if data.near_duplicates:
+        drawn, merged = merge_near_duplicates(drawn, data.near_duplicates)
+        origin |= merged
+    splits = split_rows(drawn, sizes, seed)
+    dropped["beyond_the_sizes"] += len(drawn) - sum(map(len, splits.values()))
+    return splits, origin | {"dropped": dict(+dropped)}
 
 
-def _leave_out_long_rows(
-    rows: Iterable[dict[str, str]], max_chars: int, dropped: Counter[str]
-) -> Iterator[dict[str, str]]:
+def _check_rows(rows: Iterable[Row], data: DataSection, dropped: Counter[str]) -> Iterator[Row]:
+    """Leave out rows longer than data.max_chars. Raises DataError at the first id that occurs
+    twice: results join by id."""
+    seen: set[str] = set()
     for row in rows:
-        if max_chars and len(row["prompt"]) > max_chars:
+        if row["id"] in seen:
+            raise DataError(
+                f"{display_path(resolve_path(data.path))}: the id {row['id']!r} occurs twice",
+                "give every row an id of its own, or leave the id column out",
+            )
+        seen.add(row["id"])
+        if data.max_chars and len(row["prompt"]) > data.max_chars:
             dropped["longer_than_max_chars"] += 1
         else:
             yield row
 
 
-def make_clinic_splits(recipe: Recipe, folder: Path) -> tuple[Splits, dict[str, Any]]:
-    """Make the clinic notes, write them in MedHal's schema, and read them as MedHal is read.
-
-    A reference is labelled True: its author knew the patient, so all of it is true. Whether the
-    note says so is another question, and that gap is what this course is about. Half of the test
-    notes are in the style that no other split has.
-    """
-    splits: Splits = {}
-    dropped: Counter[str] = Counter()
-    for name in SPLITS:
-        notes = make_split_notes(recipe, name)
-        path = folder / f"{name}.jsonl"
-        records = export_medhal_rows(notes, recipe.seed, recipe.data.reference_fill_rate)
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, "\n".join(lines) + "\n")
-        template = recipe.data.prompt_template
-        found = stream_medhal_rows(str(path), template, ["summarisation"], dropped, {})
-        rows = join_twins(found, dropped)
-        by_text = {note.text.strip(): note for note in notes}
-        splits[name] = [_add_facts(row, by_text[row["context"]], name) for row in rows]
-    return splits, {"dropped": dict(+dropped)}
-
-
-def make_split_notes(recipe: Recipe, split: str) -> list[Note]:
-    """The notes of one split; the prefix keeps their ids, and so their random draws, apart."""
-    data, seed = recipe.data, recipe.seed
-    size = getattr(data, f"{split}_size")
-    if split != "test":
-        return make_notes(size, seed, SEEN_STYLES, data.missing_rate, prefix=split)
-    held_out = size // 2
-    return [
-        *make_notes(size - held_out, seed, SEEN_STYLES, data.missing_rate, prefix="test-seen"),
-        *make_notes(held_out, seed, [HELD_OUT_STYLE], data.missing_rate, prefix="test-held-out"),
+def make_clinic_splits(data: DataSection, seed: int) -> Splits:
+    """Make the clinic's notes and their rows. Half of the test notes are in the style that no other
+    split has; the prefixes keep the ids, and so the random draws, apart."""
+    held_out = data.test_size // 2
+    wanted = [
+        ("train", "train", data.train_size, clinic.SEEN_STYLES),
+        ("validation", "validation", data.validation_size, clinic.SEEN_STYLES),
+        ("test", "test-seen", data.test_size - held_out, clinic.SEEN_STYLES),
+        ("test", "test-held-out", held_out, [clinic.HELD_OUT_STYLE]),
     ]
+    splits: Splits = {name: [] for name in SPLITS}
+    for split, prefix, size, styles in wanted:
+        notes = clinic.make_notes(size, seed, styles, data.missing_rate, prefix)
+        splits[split] += [_make_clinic_row(note, data, seed) | {"split": split} for note in notes]
+    return splits
 
 
-def _add_facts(row: dict[str, str], note: Note, split: str) -> dict[str, str]:
-    """MedHal has no column for facts and style; the clinic adds them to the row it made."""
-    facts = note.facts | {"distractors": note.distractors}
-    return row | {
-        "id": note.id, "group_id": note.group_id, "split": split, "style": note.style,
-        "style_group": "held_out" if note.style == HELD_OUT_STYLE else "seen",
-        "facts": json.dumps(facts, ensure_ascii=False),
-    }  # fmt: skip
+def _make_clinic_row(note: clinic.Note, data: DataSection, seed: int) -> Row:
+    """The row of a note, with the facts it was made from.
+
+    All that its reference says is true: its author knew the patient. Whether the note says so is
+    another question, and that gap is what this course is about.
+    """
+    return make_row(
+        id=note.id, group_id=note.group_id, source="clinic", style=note.style, context=note.text,
+        style_group="held_out" if note.style == clinic.HELD_OUT_STYLE else "seen",
+        prompt=build_prompt(data.prompt_template, note.text),
+        reference=clinic.write_reference(note, seed, data.reference_fill_rate),
+        rejected=clinic.exchange_fact(note, seed)[0],
+        facts=json.dumps(note.facts | {"distractors": note.distractors}, ensure_ascii=False),
+    )  # fmt: skip

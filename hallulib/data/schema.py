@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 
 from hallulib.detectors.base import Source
 from hallulib.errors import DataError
 from hallulib.files import display_path
 
+Row = dict[str, str]
 SPLITS = ("train", "validation", "test")
 # style_group is "seen", "held_out" or "" (unknown); facts is JSON, "" where they are not known;
 # rejected is a worse completion that came with the row (a non-factual twin), "" where none did
@@ -22,19 +21,11 @@ COLUMNS = (
     "id", "group_id", "source", "prompt", "reference", "split", "context", "style", "style_group",
     "facts", "rejected",
 )  # fmt: skip
-_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 
 
-def make_row(
-    row_id: str, group_id: str, source: str, prompt: str, reference: str, context: str,
-    rejected: str = "",
-) -> dict[str, str]:
-    """Return a row of the schema; split, style and facts stay empty until they are known."""
-    row = dict.fromkeys(COLUMNS, "")
-    return row | {
-        "id": row_id, "group_id": group_id, "source": source, "prompt": prompt,
-        "reference": reference, "context": context, "rejected": rejected,
-    }  # fmt: skip
+def make_row(**known: str) -> Row:
+    """Return a row of the schema; columns that are not known are ""."""
+    return dict.fromkeys(COLUMNS, "") | known
 
 
 def build_prompt(template: str, context: str) -> str:
@@ -56,31 +47,29 @@ def hash_context(context: str) -> str:
     return "ctx-" + hashlib.sha256(normal.encode()).hexdigest()[:16]
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    """Write rows as parquet, whole or not at all."""
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as parquet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), partial)
-    os.replace(partial, path)
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(path, index=False)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[Row]:
     """Read the rows of one split. Raises DataError if a column of the schema is missing."""
-    table = pq.read_table(path)
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    frame = pd.read_parquet(path)
+    missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise DataError(
             f"{display_path(path)} lacks the column {missing[0]!r} of the row schema",
             "run notebook 01_data_prep again",
         )
-    return table.select(list(COLUMNS)).to_pylist()
+    return frame[list(COLUMNS)].to_dict("records")
 
 
-def read_facts(row: dict[str, str]) -> dict | None:
+def read_facts(row: Row) -> dict | None:
     """The fact table of a row, or None where the source does not know the facts."""
     return json.loads(row["facts"]) if row["facts"] else None
 
 
-def read_source(row: dict[str, str]) -> Source:
+def read_source(row: Row) -> Source:
     """What a summary of this row is judged against."""
     return Source(row["context"], read_facts(row))

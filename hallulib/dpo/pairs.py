@@ -20,6 +20,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from hallulib.data.audit import (
+    count_completion_tokens,
+    count_prompt_tokens,
+    describe_cuts,
+    describe_length_bias,
+)
 from hallulib.detectors import Detector, NoisyJudge, Source, choose_edits, get_detector
 from hallulib.errors import DataError
 from hallulib.files import append_lines, recover_lines, write_jsonl
@@ -29,12 +35,6 @@ from hallulib.recipe import Recipe
 from hallulib.recipe_sections import PairsSection
 from hallulib.run import Run
 from hallulib.stage import stage
-from hallulib.tokens import (
-    count_completion_tokens,
-    count_prompt_tokens,
-    describe_cuts,
-    describe_length_bias,
-)
 
 BEYOND = "beyond pairs.max_pairs"
 Row = dict[str, Any]  # a note of data/train.parquet, or a pair of pairs/*.parquet

@@ -6,14 +6,16 @@ import json
 from functools import cache
 from pathlib import Path
 
+from base_model import build_tokenizer
 from tiny_model import shared_folder
 
-from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
+from hallulib.data.schema import make_row
+from hallulib.files import project_root
 from hallulib.recipe import Recipe, load_recipe
 from hallulib.run import Run
 
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
+REAL = project_root() / "data" / "external"  # fetched, never committed
 TEMPLATE = "Summarise the note.\n\n{context}"
 
 
@@ -48,6 +50,14 @@ def medhal_record(**changes) -> dict:
         "explanation": "LEAK The statement is factual.", "inner_id": "g1", "source": "acm",
         "synthetic": False,
     } | changes  # fmt: skip
+
+
+def plain_row(row_id, group_id, prompt, reference, context, rejected="") -> dict[str, str]:
+    """A row of the schema from a file."""
+    return make_row(
+        id=row_id, group_id=group_id, source="f", prompt=prompt, reference=reference,
+        context=context, rejected=rejected,
+    )  # fmt: skip
 
 
 def make_text(number: int, words: int = 40) -> str:

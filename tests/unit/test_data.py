@@ -6,16 +6,21 @@ import json
 
 import numpy as np
 import pytest
-from data_factory import TEMPLATE, make_text, open_run, write_jsonl
+from data_factory import TEMPLATE, make_text, open_run, plain_row, write_jsonl
 
-from hallulib.clinic.styles import HELD_OUT_STYLE
+from hallulib.clinic import HELD_OUT_STYLE, check
 from hallulib.data import COLUMNS, SPLITS, load_data_result, prepare_data, read_facts
-from hallulib.data.audit import audit_splits, find_damage, refuse_cut_rows, tabulate_audit
-from hallulib.data.schema import build_prompt, make_row
+from hallulib.data.audit import (
+    audit_splits,
+    describe_cuts,
+    describe_length_bias,
+    find_damage,
+    refuse_cut_rows,
+)
+from hallulib.data.schema import build_prompt
 from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError
 from hallulib.run import Run
-from hallulib.tokens import count_equal_after_cut, describe_cuts, describe_length_bias
 
 pytestmark = pytest.mark.unit
 
@@ -49,20 +54,11 @@ def test_the_held_out_style_is_in_half_of_the_test_notes_and_nowhere_else(clinic
     assert groups.count("held_out") == 10 and groups.count("seen") == 11
 
 
-def test_no_prompt_holds_the_explanation_or_the_reference(clinic):
-    _, run, result = clinic
-    exported = [
-        json.loads(line)
-        for name in SPLITS
-        for line in run.path(f"data/medhal/{name}.jsonl").read_text("utf-8").splitlines()
-    ]
-    explanations = {record["explanation"] for record in exported if record["explanation"]}
-    assert len(explanations) > 50
-    for name in SPLITS:
-        for row in result.read(name):
-            assert row["prompt"] == build_prompt(TEMPLATE, row["context"])
-            assert row["reference"] not in row["prompt"]
-            assert not any(text in row["prompt"] for text in explanations)
+def test_no_prompt_holds_the_reference_or_the_rejected_side(clinic):
+    _, _, result = clinic
+    for row in (row for name in SPLITS for row in result.read(name)):
+        assert row["prompt"] == build_prompt(TEMPLATE, row["context"])
+        assert row["reference"] not in row["prompt"] and row["rejected"] not in row["prompt"]
 
 
 def test_references_state_what_the_note_does_not_and_the_audit_says_how_often(clinic):
@@ -95,6 +91,11 @@ def test_the_same_recipe_gives_the_same_rows_and_another_seed_gives_others(clini
     assert not {row["context"] for row in changed} & {row["context"] for row in first.read("test")}
 
 
+def errors(row, side) -> set[str]:
+    verdicts = check(read_facts(row), row[side])
+    return {verdict["kind"] for verdict in verdicts if verdict["verdict"] != "supported"}
+
+
 def test_every_clinic_row_has_its_twin_with_one_fact_exchanged(clinic):
     _, _, result = clinic
     rows = result.read("train")
@@ -102,7 +103,8 @@ def test_every_clinic_row_has_its_twin_with_one_fact_exchanged(clinic):
     assert result.audit["splits"]["train"]["sources"] == {
         "clinic": {"rows": 60, "cut": 0, "with_rejected": 60}
     }
-    assert result.audit["dropped"] == {"not_factual_twin": 93}
+    assert result.audit["dropped"] == {}
+    assert all(len(errors(row, "rejected")) == 1 for row in rows)
 
 
 # --- the audit ------------------------------------------------------------------------------
@@ -128,11 +130,11 @@ def audit(rows, max_length=22, test=()):
 
 def test_the_audit_counts_tokens_cuts_duplicates_and_leaks():
     lengths = [3, 3, 20, 40]
-    rows = [make_row(str(i), str(i), "f", "w " * n, "a b", f"c{n}") for i, n in enumerate(lengths)]
+    rows = [plain_row(str(i), str(i), "w " * n, "a b", f"c{n}") for i, n in enumerate(lengths)]
     found = audit(rows)
     train = found["splits"]["train"]
     assert train["reference_tokens"] == train["reference_tokens"] | {"min": 3, "max": 3}
-    assert train["prompt_tokens"]["max"] == found["prompt_tokens"]["max"] == 40
+    assert train["prompt_tokens"]["max"] == 40
     assert (train["cut"], train["cut_share"], train["labels_all_lost"]) == (2, 0.5, 1)
     assert (train["duplicate_contexts"], train["duplicate_references"]) == (1, 3)
     assert (found["leaks"]["groups"], found["leaks"]["contexts"]) == (["0"], 1)
@@ -152,13 +154,6 @@ def test_what_a_cut_does_to_labels_and_prompts_is_counted_by_hand():
     }  # fmt: skip
 
 
-def test_two_sides_that_are_the_same_in_what_is_left_of_them_say_nothing():
-    sides = [("a b c d", "a b c x"), ("a b c d", "a x c d"), ("a b", "a c"), ("a", "b")]
-    tokenizer = WordTokenizer()
-    assert count_equal_after_cut(tokenizer, sides, np.array([3, 3, 3, 0])) == 2
-    assert count_equal_after_cut(tokenizer, sides, np.array([5, 5, 3, 2])) == 0
-
-
 def test_length_bias_is_what_a_rule_by_length_alone_would_win():
     chosen, rejected = np.array([5, 5, 5, 5]), np.array([7, 6, 5, 4])
     assert describe_length_bias(chosen, rejected) == {
@@ -174,28 +169,21 @@ def test_length_bias_is_what_a_rule_by_length_alone_would_win():
      ("fever &amp; chills<br/>", "markup")],
 )  # fmt: skip
 def test_damaged_text_is_found_and_the_rows_are_named(text, finding):
-    clean = make_row("ok", "g", "f", "A note, 5 mg; naïve.", "Sümmary – “fine”.\n\tYes.", "c")
-    rows = [clean, make_row("row-2", "g", "f", "A note.", text, "c")]
+    clean = plain_row("ok", "g", "A note, 5 mg; naïve.", "Sümmary – “fine”.\n\tYes.", "c")
+    rows = [clean, plain_row("row-2", "g", "A note.", text, "c")]
     assert find_damage(rows) == {f"reference: {finding}": {"rows": 1, "examples": ["row-2"]}}
 
 
 def test_identical_sides_and_references_that_copy_their_note_are_found():
-    rows = [make_row("1", "g", "f", "p", "Same.", "c", "Same.")]
-    rows += [make_row("2", "g", "f", "p", "c", "c")]
+    rows = [plain_row("1", "g", "p", "Same.", "c", "Same.")]
+    rows += [plain_row("2", "g", "p", "c", "c")]
     assert set(find_damage(rows)) == {
         "reference and rejected: identical", "reference: copies the whole note",
     }  # fmt: skip
 
 
-def test_the_table_of_the_audit_has_a_column_per_split_and_a_row_per_finding():
-    rows = [make_row("1", "g", "f", "p q", "Fever &lt; 39", "c", "No fever")]
-    table = tabulate_audit(audit(rows))
-    assert set(table) == {"train", "test"}
-    assert table["train"]["reference: markup"] == table["train"]["rows with a rejected side"] == 1
-
-
 def test_more_cut_rows_than_the_recipe_allows_are_refused_and_fewer_are_not():
-    rows = [make_row(str(i), str(i), "f", "w " * n, "a b", f"{n}") for i, n in enumerate([3, 40])]
+    rows = [plain_row(str(i), str(i), "w " * n, "a b", f"{n}") for i, n in enumerate([3, 40])]
     found = audit(rows)
     with pytest.raises(DataError, match="1 of 2 training rows .50.0%. exceed model"):
         refuse_cut_rows(found, 0.49)

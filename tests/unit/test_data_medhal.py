@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from data_factory import TEMPLATE, make_text, medhal_record, open_run, write_jsonl
 
+from hallulib.clinic import exchange_fact, make_notes, write_reference
 from hallulib.data import SPLITS, prepare_data
-from hallulib.data.medhal import join_twins, read_medhal, stream_medhal_rows
+from hallulib.data.medhal import join_twins, stream_medhal_rows
 from hallulib.errors import DataError
+from hallulib.files import project_root
 
 pytestmark = pytest.mark.unit
 TASKS = ["summarisation", "information_extraction"]
@@ -24,7 +26,7 @@ TASKS = ["summarisation", "information_extraction"]
 
 def load(path, tasks=TASKS) -> tuple[list[dict], Counter, dict]:
     dropped, origin = Counter(), {}
-    return list(stream_medhal_rows(str(path), TEMPLATE, tasks, dropped, origin)), dropped, origin
+    return list(stream_medhal_rows(str(path), TEMPLATE, dropped, tasks, origin)), dropped, origin
 
 
 def test_none_the_word_none_and_empty_contexts_are_alike(tmp_path):
@@ -77,7 +79,6 @@ def test_every_format_reads_the_same_and_never_the_explanation(tmp_path, ending)
     ]  # fmt: skip
     assert rows[0]["context"] == 'Note "0",\nline'
     assert "LEAK" not in json.dumps(rows)
-    assert all("explanation" not in record for _, record in read_medhal(str(path), {}))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_a_hub_table_of_another_schema_is_refused_with_its_columns(tmp_path, mon
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "hub").mkdir()
     pd.DataFrame({"id": ["1"], "text": ["a"]}).to_parquet(tmp_path / "hub" / "train.parquet")
-    with pytest.raises(DataError, match=r"split 'train': no column 'context' \(there are: id, tex"):
+    with pytest.raises(DataError, match=r"hub, row 1: no column 'source' \(there are: id, text"):
         load(tmp_path / "hub")
 
 
@@ -187,6 +188,18 @@ def test_a_false_statement_is_used_once_and_never_equals_the_true_one():
     assert joined == {"1": "has no fever", "2": "has fever"}
 
 
+def test_the_sample_that_ships_is_read_as_notes_with_one_fact_exchanged_in_their_twins():
+    rows, dropped, _ = load(project_root() / "data/samples/medhal.jsonl")
+    joined = join_twins(rows, dropped)
+    notes = make_notes(10, seed=0, missing_rate=0.2, prefix="sample")
+    found = [(row["context"], row["reference"], row["rejected"]) for row in joined]
+    assert found == [
+        (note.text, write_reference(note, 0, 0.85), exchange_fact(note, 0)[0]) for note in notes
+    ]
+    assert dropped == {"not_factual_twin": 10, "not_factual_without_twin": 0}
+    assert not any("explanation" in row or " in the note is " in str(row) for row in rows)
+
+
 # --- as a stage ------------------------------------------------------------------------------
 
 
@@ -241,7 +254,7 @@ def test_300_000_rows_cost_no_more_memory_than_30_000(tmp_path):
         "from hallulib.data.splits import draw_rows\n"
         "for path in sys.argv[1:]:\n"
         "    d = Counter(); tasks = ['information_extraction']\n"
-        "    rows = stream_medhal_rows(path, '{context}', tasks, d, {})\n"
+        "    rows = stream_medhal_rows(path, '{context}', d, tasks, {})\n"
         "    r = draw_rows(rows, {'train': 800, 'validation': 100, 'test': 100}, 0, d)\n"
         "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "    print(peak if sys.platform == 'linux' else peak // 1024, len(r) + sum(d.values()))"

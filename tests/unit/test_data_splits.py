@@ -6,18 +6,21 @@ import random
 from collections import Counter
 
 import pytest
-from data_factory import make_text
+from data_factory import make_text, plain_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hallulib.data.near_duplicates import (
+from hallulib.data.schema import hash_context
+from hallulib.data.splits import (
+    choose_split,
+    draw_rows,
+    find_leaks,
     find_near_duplicates,
     find_near_leaks,
     measure_similarity,
     merge_near_duplicates,
+    split_rows,
 )
-from hallulib.data.schema import hash_context, make_row
-from hallulib.data.splits import choose_split, draw_rows, find_leaks, split_rows
 from hallulib.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -26,14 +29,14 @@ SIZES = {"train": 70, "validation": 10, "test": 20}
 
 def make_rows(groups: int, rows_per_group: int = 3) -> list[dict[str, str]]:
     return [
-        make_row(f"{g}-{i}", f"group-{g}", "file", f"p{g}", "r", f"note {g}")
+        plain_row(f"{g}-{i}", f"group-{g}", f"p{g}", "r", f"note {g}")
         for g in range(groups)
         for i in range(rows_per_group)
     ]
 
 
 def note_rows(texts: list[str]) -> list[dict[str, str]]:
-    return [make_row(str(i), hash_context(t), "f", t, "r", t) for i, t in enumerate(texts)]
+    return [plain_row(str(i), hash_context(t), t, "r", t) for i, t in enumerate(texts)]
 
 
 def test_splits_never_cut_through_a_group_and_keep_their_shares():
@@ -117,7 +120,7 @@ def test_similarity_ignores_case_signs_and_spacing_and_falls_with_each_change():
 def test_all_near_duplicates_above_the_threshold_are_found_and_none_below():
     base = [make_text(i, 100) for i in range(60)]
     near = [change_words(text, 1 + i % 4) for i, text in enumerate(base)]
-    found = {(j, i - 60) for i, j, _ in find_near_duplicates(base + near, 0.8)}
+    found = {(j, i - 60) for i, j in find_near_duplicates(base + near, 0.8)}
     similar = {(i, i) for i in range(60) if measure_similarity(base[i], near[i]) >= 0.8}
     assert found == similar and 30 < len(similar) < 60
 
@@ -162,7 +165,7 @@ def test_a_near_duplicate_across_splits_is_a_leak_and_one_within_a_split_is_not(
     text = make_text(1, 100)
     rows = note_rows([text, change_words(text, 1), make_text(2)])
     apart = {"train": [rows[0] | {"split": "train"}], "test": [rows[1] | {"split": "test"}]}
-    assert [leak[:2] for leak in find_near_leaks(apart, 0.8)] == [("0", "1")]
+    assert find_near_leaks(apart, 0.8) == [rows[0]["group_id"]]
     together = {"train": [row | {"split": "train"} for row in rows]}
     assert find_near_leaks(together, 0.8) == []
     same = {"train": [rows[0] | {"split": "train"}], "test": [rows[0] | {"split": "test"}]}

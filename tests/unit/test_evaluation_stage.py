@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from base_model import build_tokenizer
 from huggingface_hub import ModelCard
 from tiny_nli import write_nli_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hallulib.clinic.base_model import build_tokenizer
 from hallulib.clinic.notes import make_notes
 from hallulib.data import prepare_data
 from hallulib.data.schema import read_rows

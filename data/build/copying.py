@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import torch
+from base_model import INSTRUCTION
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from hallulib.clinic.base_model import INSTRUCTION
-from hallulib.clinic.facts import check, find_omissions
-from hallulib.clinic.notes import KINDS, Note, make_notes
-from hallulib.clinic.styles import HELD_OUT_STYLE, SEEN_STYLES
+from hallulib.clinic import (
+    HELD_OUT_STYLE,
+    KINDS,
+    SEEN_STYLES,
+    Note,
+    check,
+    find_omissions,
+    make_notes,
+)
 
 
 def measure_copying(

@@ -1,24 +1,20 @@
-"""The clinic world in MedHal's own schema, so that the default run goes through MedHal's loader.
+"""The sample files of data/samples, one for each form that the loaders read, from made-up notes:
+`python data/build/samples.py`.
 
-Each note gives two rows with one `inner_id`: the reference summary (label True) and a copy with one
-fact exchanged (label False), whose `explanation` names the error. As in MedHal, the explanation
-gives the label away and must never enter a prompt.
+medhal.jsonl has MedHal's own schema. Each note gives two rows with one `inner_id`: the reference
+(label True) and a copy with one fact exchanged (label False), whose `explanation` names the error.
+As in MedHal, the explanation gives the label away and must never enter a prompt.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hallulib.clinic.notes import Note, draw_patient, join_values, make_notes
-from hallulib.clinic.summaries import write_reference, write_summary
-
-MEDHAL_COLUMNS = (
-    "id", "context", "statement", "label", "explanation", "inner_id", "source", "synthetic",
-)  # fmt: skip
+from hallulib.clinic import Note, exchange_fact, make_notes, write_reference, write_summary
+from hallulib.clinic.notes import join_values
 
 
 def export_medhal_rows(notes: Iterable[Note], seed: int, fill_rate: float) -> Iterator[dict]:
@@ -30,20 +26,8 @@ def export_medhal_rows(notes: Iterable[Note], seed: int, fill_rate: float) -> It
         yield _medhal_row(note, f"{note.id}-false", twin, False, explanation)
 
 
-def exchange_fact(note: Note, seed: int) -> tuple[str, str]:
-    """Return a summary of the note with the values of one kind exchanged, and what was done."""
-    rng = random.Random(f"exchange-{seed}-{note.id}")
-    kind = rng.choice([name for name in note.facts if name != "sex"])
-    other = draw_patient(rng)[kind]
-    while set(other) & set(note.facts[kind]):
-        other = draw_patient(rng)[kind]
-    stated, claimed = join_values(note.facts[kind]), join_values(other)
-    explanation = f"The {kind.replace('_', ' ')} in the note is {stated}, not {claimed}."
-    return write_summary(note.facts | {kind: other}), explanation
-
-
 def write_samples(folder: Path) -> None:
-    """Write the sample files that ship in data/samples, one for each form that the loader reads."""
+    """Write all sample files into a folder."""
     notes = make_notes(30, seed=0, missing_rate=0.2, prefix="sample")
     rows = [{"context": n.text, "reference": write_reference(n, 0, 0.85)} for n in notes]
     medhal = export_medhal_rows(notes[:10], seed=0, fill_rate=0.85)
@@ -104,3 +88,7 @@ def _medhal_row(note: Note, row_id: str, statement: str, label: bool, explanatio
         "source": "clinic",
         "synthetic": True,
     }
+
+
+if __name__ == "__main__":
+    write_samples(Path(__file__).resolve().parents[1] / "samples")

@@ -1,4 +1,4 @@
-"""Rebuild the base model from nothing: `python -m hallulib.clinic.pretrain` (or `make base`).
+"""Rebuild the base model from nothing: `python data/build/pretrain.py` (or `make base`).
 
 Writes a checkpoint every few hundred steps and goes on from it after an interruption. At the end it
 measures what it made on notes it has not seen, writes the figures beside the weights, and fills the
@@ -12,19 +12,18 @@ import json
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-from hallulib.clinic.base_card import write_card, write_checksums
-from hallulib.clinic.base_model import (
+from base_card import write_card, write_checksums
+from base_model import (
     build_config,
     build_tokenizer,
     encode_note,
     iterate_batches,
     tokenizer_corpus,
 )
-from hallulib.clinic.copying import measure_copying
+from copying import measure_copying
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS, BATCH_SIZE, CHECKPOINT_EVERY = 6000, 32, 250

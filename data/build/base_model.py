@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from hallulib.clinic import lexicon
-from hallulib.clinic.notes import SECTIONS, Note, draw_patient, make_notes, write_note
-from hallulib.clinic.styles import SEEN_STYLES
-from hallulib.clinic.summaries import write_summary
+from hallulib.clinic import SEEN_STYLES, Note, make_notes, write_summary
+from hallulib.clinic.notes import SECTIONS, Facts, draw_patient, write_note
+from hallulib.clinic.words import WORDS, WRITERS, Writer
 
 INSTRUCTION = "Summarise the note.\n\n{context}"
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
@@ -28,6 +30,26 @@ CHAT_TEMPLATE = (
 # A number takes the space before it along, as a word does, so that what it is the number of stands
 # one token before it.
 WORD_PATTERN = r" ?\d{1,3}| ?[A-Za-z']+| ?[^\sA-Za-z\d]+|\s+"
+
+
+def make_corpus_writers() -> dict[str, Writer]:
+    """The writers of seen styles, and two for pretraining only: "mixed" borrows from all of them,
+    "any" also from wordings.yaml."""
+    seen = {style: WRITERS[style] for style in SEEN_STYLES}
+    misleading = seen[SEEN_STYLES[0]].misleading
+    mixed = {
+        section: [sentence for writer in seen.values() for sentence in writer.sentences[section]]
+        for section in SECTIONS
+    }
+    more = yaml.safe_load((Path(__file__).parent / "wordings.yaml").read_text("utf-8"))
+    whatever = {name: mixed[name] + more["wordings"][name] for name in mixed}
+    mislead = {topic: misleading[topic] + more["misleading"][topic] for topic in misleading}
+    return seen | {
+        "mixed": Writer("mixed", mixed, misleading), "any": Writer("any", whatever, mislead),
+    }  # fmt: skip
+
+
+CORPUS_WRITERS = make_corpus_writers()
 
 
 def build_tokenizer(notes: list[Note], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
@@ -96,7 +118,8 @@ def draw_corpus_note(rng: random.Random, progress: float) -> Note:
     if rng.random() < 0.5:
         patient |= draw_implausible_values(rng)
     rate = 0.0 if progress < 0.15 else rng.choice([0.15, 0.4])
-    return write_note("corpus", style, patient, missing, rng, rate)
+    writer = replace(CORPUS_WRITERS[style], distractor_rate=rate)
+    return write_note("corpus", writer, patient, missing, rng)
 
 
 def _draw_sections(rng: random.Random, count: int) -> list[str]:
@@ -105,17 +128,18 @@ def _draw_sections(rng: random.Random, count: int) -> list[str]:
     return sorted(SECTIONS, key=lambda name: rng.random() ** (1 / weights[name]))[-count:]
 
 
-def draw_implausible_values(rng: random.Random) -> dict[str, list[str]]:
+def draw_implausible_values(rng: random.Random) -> Facts:
     """Return numbers and doses that nobody could guess from what they are numbers of.
 
     From plausible notes alone the model learns that 80 is a pulse, 150 a pressure and 500 mg a dose
     of metformin, and is wrong where the ranges meet; these can be had from the note only.
     """
     age, pulse, systolic = (str(rng.randint(18, 188)) for _ in range(3))
-    doses = sorted({dose for options, _ in lexicon.DRUGS.values() for dose in options})
-    times = sorted({time for _, options in lexicon.DRUGS.values() for time in options})
-    drugs = rng.sample(sorted(lexicon.DRUGS), rng.choice([1, 2, 2]))
-    names, units = sorted(lexicon.LABS), [unit for *_, unit in lexicon.LABS.values()]
+    known, labs = WORDS["drugs"], WORDS["labs"]
+    doses = sorted({dose for drug in known.values() for dose in drug["doses"]})
+    times = sorted({time for drug in known.values() for time in drug["times"]})
+    drugs = rng.sample(sorted(known), rng.choice([1, 2, 2]))
+    names, units = sorted(labs), [lab["unit"] for lab in labs.values()]
     amount = f"{rng.uniform(1, 20):.1f}" if rng.random() < 0.5 else str(rng.randint(2, 160))
     return {
         "age": [age],
