@@ -11,3 +11,9 @@ from hallulib.assessment.scripted import (
 )
 from hallulib.assessment.session import open_session, read_guideline
 from hallulib.assessment.widget import AssessmentWidget
+
+__all__ = [
+    "AssessmentWidget", "analyse_assessment", "explain_grades", "export_assessment",
+    "judge_by_evaluation", "judge_practice", "open_adjudication", "open_practice", "open_session",
+    "read_guideline", "simulate_assessment",
+]  # fmt: skip

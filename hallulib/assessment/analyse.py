@@ -24,7 +24,7 @@ from hallulib.assessment.figures import (
     measure_systems,
 )
 from hallulib.assessment.log import ItemState, Log, State
-from hallulib.assessment.queue import Item, fill_queue, hash_items, make_place
+from hallulib.assessment.queue import Item, Place, fill_queue, hash_items, make_place
 from hallulib.assessment.session import SIMULATED, Session, make_header, read_generations
 from hallulib.errors import SessionError
 from hallulib.files import read_jsonl, sha256_text, write_json_atomic
@@ -65,9 +65,9 @@ class AssessmentResult:
             )
         who = "a SIMULATED assessor" if script else "1 person, blind"
         lines.append(
-            f"Graded by {who}: {found['graded']} of {found['total']} items, {found['unfinished']} "
-            f"unfinished ({found['skipped']} of them skipped), {found['suggested']} with the "
-            f"detector's suggestions in view, {found['adjudicated']} settled by adjudication."
+            f"Graded by {who}: {found['graded']} of {found['total']} items, {found['skipped']} "
+            f"skipped, {found['total'] - found['graded']} unfinished; {found['suggested']} with "
+            f"the detector's opinion in view, {found['adjudicated']} settled by adjudication."
         )
         if script:
             lines.append(
@@ -126,7 +126,7 @@ def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
         "disputed": len(find_disputes(verdicts)),
         "paired": compare_systems(items),
         "figures": list_figures(figures),
-        "sessions": [_describe_log(log) | {"current": log in current} for log in logs],
+        "sessions": [_describe_log(log, log in current) for log in logs],
         "grades_sha256": _hash_grades(logs),
     }
     write_json_atomic(run.path(SUMMARY), summary)
@@ -171,38 +171,54 @@ def choose_logs(logs: list[Log], mode: str = "") -> list[Log]:
     return list(own.values())
 
 
-def _describe_log(log: Log) -> dict[str, Any]:
-    names = ("assessor", "assessor_kind", "mode")
-    about = {"session": log.name} | {name: log.header[name] for name in names}
+def _describe_log(log: Log, is_current: bool) -> dict[str, Any]:
+    about = {"session": log.name, "assessor": log.header["assessor"], "current": is_current}
     return about | State.replay(log).progress() | {"torn_bytes": log.torn}
 
 
 def _hash_grades(logs: list[Log]) -> str:
-    return sha256_text("\n".join(action.model_dump_json() for log in logs for action in log.actions))
+    lines = [action.model_dump_json() for log in logs for action in log.actions]
+    return sha256_text("\n".join(lines))
 
 
 # --- grades as a table --------------------------------------------------------------------------
 
-WHO = ("assessor", "assessor_kind", "role", "mode")
 COLUMNS = ["item_id", "system", "is_repeat", "assessor", "verdict"]  # of a table without a grade
 
 
 def tabulate(logs: Sequence[Log]) -> pd.DataFrame:
     """One row per item that was answered or skipped. Of a pair (mode ab) `system` stands left and
-    `other` right, and `preference` is the answer. `first`: the place where an item was shown first."""
+    `other` right, and `preference` is the answer. `first`: the place where an item came first."""
     rows = []
     for log in logs:
         state = State.replay(log)
-        who = {name: log.header[name] for name in WHO}
+        who = {name: log.header[name] for name in ("assessor", "assessor_kind", "role", "mode")}
         who |= {"session": log.name, "sealed": not state.unblinded}
         for place, (line, item) in enumerate(zip(log.queue, state.items, strict=True)):
             if item.answer:
-                left, right = line["systems"][0], line["systems"][-1]
-                about = {"item_id": line["item_id"], "system": left, "other": right, "place": place}
-                is_repeat = line["repeat_of"] is not None
-                about |= {"is_repeat": is_repeat, "first": line["repeat_of"] if is_repeat else place}
-                rows.append(who | about | item.describe())
+                rows.append(who | _list_grade(place, line, item))
     return pd.DataFrame(rows, columns=None if rows else COLUMNS)
+
+
+def _list_grade(place: int, line: Place, item: ItemState) -> dict[str, Any]:
+    is_repeat = line["repeat_of"] is not None
+    return {
+        "place": place,
+        "is_repeat": is_repeat,
+        "first": line["repeat_of"] if is_repeat else place,
+        "item_id": line["item_id"],
+        "system": line["systems"][0],
+        "other": line["systems"][-1],
+        "verdict": item.answer.verdict,
+        "preference": item.answer.preference,
+        "labels": list(item.labels.values()),
+        "omissions": item.omissions,
+        "note": item.note,
+        "flagged": item.flagged,
+        "skipped": item.skipped,
+        "suggested": bool(item.answer.suggested),
+        "seconds": item.answer.seconds,
+    }
 
 
 def settle(grades: pd.DataFrame, settled: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The grades in other tools' formats: CSV, JSON Lines, Label Studio (https://labelstud.io/guide/tasks).
 
+What to paste into Label Studio's "Labeling interface" is written beside its tasks.
 System names are written only for sessions that have been unblinded; before, they are "sealed".
 """
 
@@ -16,7 +17,6 @@ from typing import Any
 import pandas as pd
 
 from hallulib.assessment.analyse import keep_current, read_logs, tabulate
-from hallulib.assessment.log import ERROR_TYPES
 from hallulib.assessment.queue import split_sentences
 from hallulib.assessment.session import read_generations
 from hallulib.errors import SessionError
@@ -24,21 +24,6 @@ from hallulib.files import write_text_atomic
 from hallulib.run import Run
 
 GRADED = {"verdict", "type", "severity"}
-# What to paste into Label Studio's "Labeling interface", so that the import is understood.
-LABEL_STUDIO_CONFIG = """<View>
-  <Text name="note" value="$note"/>
-  <Text name="summary" value="$summary"/>
-  <Labels name="error" toName="summary">{types}</Labels>
-  <Choices name="severity" toName="summary" perRegion="true">
-    <Choice value="minor"/><Choice value="major"/>
-  </Choices>
-  <Choices name="verdict" toName="summary">
-    <Choice value="supported"/><Choice value="hallucinated"/><Choice value="unsure"/>
-  </Choices>
-  <TextArea name="omissions" toName="summary"/>
-  <TextArea name="remark" toName="summary"/>
-</View>
-"""
 
 
 def export_assessment(run: Run) -> dict[str, Path]:
@@ -49,12 +34,11 @@ def export_assessment(run: Run) -> dict[str, Path]:
         raise SessionError("No summary has been graded yet.", "Grade one in notebook 07.")
     rows = add_texts(grades, run).to_dict("records")
     singles = [row for row in rows if row["mode"] == "single"]
-    types = "".join(f'<Label value="{name}"/>' for name in ERROR_TYPES)
     contents = {
         "grades.csv": write_csv(rows),
         "grades.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
         "label_studio.json": json.dumps(to_label_studio(singles), indent=1, ensure_ascii=False),
-        "label_studio.xml": LABEL_STUDIO_CONFIG.format(types=types),
+        "label_studio.xml": Path(__file__).with_name("label_studio.xml").read_text("utf-8"),
     }
     for name, content in contents.items():
         write_text_atomic(run.path("assessment/export") / name, content)
@@ -126,7 +110,8 @@ def _list_regions(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for label in row["labels"]:
         if label["verdict"] == "hallucinated":
             place = {name: label[name] for name in ("start", "end", "text")}
-            yield region(label["sid"], "error", "labels", **place, labels=[label["type"] or "other"])
+            kind = label["type"] or "other"
+            yield region(label["sid"], "error", "labels", **place, labels=[kind])
             if label["severity"]:
                 choice = [label["severity"]]
                 yield region(label["sid"], "severity", "choices", **place, choices=choice)

@@ -23,6 +23,9 @@ from hallulib.errors import SessionError
 from hallulib.files import display_path, sha256_text, storage_guard, write_text_atomic
 
 VERSION = 2
+KEY = (".events.jsonl", ".key.json")
+Do = Literal["label", "grade", "prefer", "omit", "skip", "flag", "note", "show", "suggest", "undo",
+             "unblind", "torn"]  # fmt: skip
 Verdict = Literal["supported", "hallucinated", "unsure", "general_knowledge"]
 # After CREOLA (npj Digit Med 2025;8:274), with `detail` and `other` added.
 ErrorType = Literal["fabrication", "negation", "detail", "causality", "contextual", "other"]
@@ -40,8 +43,7 @@ class Action(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     n: int
     at: str
-    do: Literal["label", "grade", "prefer", "omit", "skip", "flag", "note", "show", "suggest",
-                "undo", "unblind", "torn"]  # fmt: skip
+    do: Do
     place: int | None = None
     sentence: str | None = None
     verdict: Verdict | None = None
@@ -55,8 +57,8 @@ class Action(BaseModel):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Action:
-        needed = {"label": self.verdict, "grade": self.verdict, "prefer": self.preference}
-        if needed.get(self.do, "") is None:
+        given = {"label": self.verdict, "grade": self.verdict, "prefer": self.preference}
+        if given.get(self.do, "") is None:
             raise ValueError(f"'{self.do}' lacks its verdict or preference")
         if self.do == "grade" and self.verdict == "general_knowledge":
             raise ValueError("'general_knowledge' is a verdict on a sentence")
@@ -82,9 +84,9 @@ class Log:
 
     @staticmethod
     def start(path: Path, header: dict[str, Any], queue: list[Place]) -> None:
-        """Write the key, then the header that seals it; a salt keeps its hash from being guessed."""
+        """Write the key, then the header that seals it. A salt keeps the key from being guessed."""
         key = json.dumps({"salt": secrets.token_hex(16), "queue": queue}, indent=1) + "\n"
-        write_text_atomic(_key_path(path), key)
+        write_text_atomic(path.with_name(path.name.replace(*KEY)), key)
         sealed = {"version": VERSION, **header, "key_sha256": sha256_text(key), "created": _now()}
         write_text_atomic(path, json.dumps(sealed, ensure_ascii=False) + "\n")
 
@@ -161,20 +163,6 @@ class ItemState:
         texts = self.omitted.text.split(";") if self.omitted else []
         return [text.strip() for text in texts if text.strip()]
 
-    def describe(self) -> dict[str, Any]:
-        """What was said, as a row of a table; only of an item that has an answer."""
-        return {
-            "verdict": self.answer.verdict,
-            "preference": self.answer.preference,
-            "labels": list(self.labels.values()),
-            "omissions": self.omissions,
-            "note": self.note,
-            "flagged": self.flagged,
-            "skipped": self.skipped,
-            "suggested": bool(self.answer.suggested),
-            "seconds": self.answer.seconds,
-        }
-
     def apply(self, action: Action) -> None:
         """Take in one action; a later one of its kind replaces an earlier one."""
         if action.do == "label":
@@ -227,19 +215,14 @@ class State:
             self.seen.add(self.cursor)
 
     def progress(self) -> dict[str, Any]:
-        """Counts; the median `seconds` of an item and those `left`, None before the first grade."""
-        done = [item for item in self.items if item.done]
-        skipped = sum(item.skipped for item in self.items)
-        seconds = median(item.answer.seconds or 0.0 for item in done) if done else None
-        unfinished = len(self.items) - len(done)
+        """Counts, and the median `seconds` of an item, None before the first grade."""
+        seconds = [item.answer.seconds or 0.0 for item in self.items if item.done]
         return {
             "total": len(self.items),
-            "graded": len(done),
-            "skipped": skipped,
-            "unfinished": unfinished,
+            "graded": len(seconds),
+            "skipped": sum(item.skipped for item in self.items),
             "flagged": sum(item.flagged for item in self.items),
-            "seconds": seconds,
-            "left": seconds and seconds * (unfinished - skipped),
+            "seconds": median(seconds) if seconds else None,
         }
 
     def _undo(self) -> None:
@@ -257,12 +240,8 @@ class State:
         return next((p for p in places if self.items[p].answer is None), None)
 
 
-def _key_path(path: Path) -> Path:
-    return path.with_name(path.name.replace(".events.jsonl", ".key.json"))
-
-
 def _read_key(path: Path, sealed: str) -> list[Place]:
-    key = _key_path(path)
+    key = path.with_name(path.name.replace(*KEY))
     text = key.read_text("utf-8") if key.exists() else ""
     if sha256_text(text) != sealed:
         state = "not the one the session was sealed with" if text else "missing"

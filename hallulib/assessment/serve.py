@@ -40,7 +40,8 @@ def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], por
     """
     run.require("evaluation/generations.jsonl")
     token = secrets.token_urlsafe(16)
-    values = {"recipe": recipe.name, "run_dir": str(run.root.resolve()), "overrides": dict(overrides)}
+    values = {"recipe": recipe.name, "run_dir": str(run.root.resolve())}
+    values["overrides"] = dict(overrides)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the server too
     with TemporaryDirectory(prefix="assessment-") as name:
         server = start_server(Path(name), values, token, port)

@@ -6,6 +6,7 @@ session is at the same item.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import unicodedata
@@ -43,23 +44,21 @@ class Session(AbstractContextManager):
     `warning` says what was noticed on opening, as a line torn by a crash.
     """
 
-    def __init__(self, folder: Path, rows: Rows, queue: list[Place], header: dict, name: str = ""):
-        """Start the session, or go on with it in the order of its key. Without a name, another
-        assessor, other items or another guideline are another session."""
+    def __init__(self, folder: Path, rows: Rows, queue: list[Place], header: dict[str, Any]):
+        """Start the session, or go on with it in the order of its key. Another header, other items
+        or another guideline are another session: grades are not mixed."""
         header = header | {
             "items_sha256": hash_items(fill_queue(queue, rows)),
             "guideline_sha256": sha256_text(read_guideline()),
         }
-        self.path = folder.resolve() / f"{check_name(name or make_name(header))}.events.jsonl"
+        self.path = folder.resolve() / f"{_make_name(header)}.events.jsonl"
         self._lock, self.warning = _take_lock(self.path), ""
         _OPEN[self.path] = self
         try:
             if not self.path.exists():
                 Log.start(self.path, header, queue)
             self.log = Log.read(self.path)
-            self.header = self.log.header
-            _check_header(self.path, self.log.header, header)
-            self.items = fill_queue(self.log.queue, rows)
+            self.header, self.items = self.log.header, fill_queue(self.log.queue, rows)
             self.state, self._shown = State.replay(self.log), time.monotonic()
             self._repair()
         except BaseException:
@@ -101,20 +100,20 @@ class Session(AbstractContextManager):
         self._append("undo", place=last.place)
         return last
 
-    def unblind(self, force: bool = False) -> list[dict[int, str]]:
+    def unblind(self) -> list[dict[int, str]]:
         """Break the seal: for each item the system of summary 1 (and 2). Grading ends with it.
 
-        Raises SessionError while items are ungraded, unless `force`.
+        Raises SessionError while items are ungraded.
         """
-        left = self.state.progress()["unfinished"]
-        if left and not force:
+        left = sum(not state.done for state in self.state.items)
+        if left:
             raise SessionError(
                 f"{left} of {len(self.items)} items are not graded yet.",
-                "Grade them, or call unblind(force=True) and lose the blinding of the rest.",
+                "Grade them (also the skipped ones); the analysis needs no open seal.",
             )
         if not self.state.unblinded:
             self._check_open()
-            self._append("unblind", text="forced" if left else None)
+            self._append("unblind")
         return [dict(enumerate(line["systems"], start=1)) for line in self.log.queue]
 
     def close(self) -> None:
@@ -151,7 +150,7 @@ class Session(AbstractContextManager):
         if self.state.unblinded:
             raise SessionError(
                 "The session has been unblinded; grades given now would not be blind.",
-                "Start a new session under another name.",
+                "Start another session: with another seed, or as another assessor.",
             )
 
     def _check_item(self, do: str, values: dict[str, Any]) -> None:
@@ -173,19 +172,17 @@ class Session(AbstractContextManager):
             )
 
 
-def open_session(run: Run, recipe: Recipe, assessor: str = "", name: str = "") -> Session:
+def open_session(run: Run, recipe: Recipe, assessor: str = "") -> Session:
     """Start or continue the session of `assessor` (default: the recipe's) on this run's summaries.
 
     An assessor whose name begins with "simulated" is recorded as such. Raises MissingArtifact
-    before notebook 06, SessionError when the session is open elsewhere or belongs to other
-    summaries.
+    before notebook 06, SessionError when the session is open elsewhere.
     """
     chosen, rows, seed = recipe.assessment, read_generations(run), recipe.seed
     header = make_header(assessor or chosen.assessor, seed, chosen.mode)
-    header |= {"items": chosen.items, "repeat_share": chosen.repeat_share}
     queue = plan_queue(rows, chosen.mode, chosen.items, seed, header["assessor_id"])
     queue = add_repeats(queue, chosen.repeat_share, seed)
-    return Session(run.path("assessment"), rows, queue, header, name)
+    return Session(run.path("assessment"), rows, queue, header)
 
 
 def make_header(assessor: str, seed: int, mode: str = "single", role: str = "assess") -> dict:
@@ -213,22 +210,12 @@ def read_guideline() -> str:
     return Path(__file__).with_name("guideline.md").read_text("utf-8")
 
 
-def make_name(header: dict[str, Any]) -> str:
-    """A session's own name, of letters that any file system takes."""
-    who = header["assessor_id"]
-    slug = re.sub(r"[^a-z0-9]+", "-", who).strip("-")[:40] or "assessor"
+def _make_name(header: dict[str, Any]) -> str:
+    """A name of letters that any file system takes; who is meant is in the hash."""
+    slug = re.sub(r"[^a-z0-9]+", "-", header["assessor_id"]).strip("-")[:40] or "assessor"
     kind = header["mode"] if header["role"] == "assess" else header["role"]
-    seal = sha256_text(who + header["items_sha256"] + header["guideline_sha256"])
-    return f"{slug}-{kind}-{seal[:8]}"
-
-
-def check_name(name: str) -> str:
-    """A session name becomes a file name, so it must not lead out of the folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-        raise SessionError(
-            f"{name!r} is not a session name.", "Use letters, digits, '-' and '_', at most 100."
-        )
-    return name
+    decides = {name: value for name, value in header.items() if name != "assessor"}
+    return f"{slug}-{kind}-{sha256_text(json.dumps(decides, sort_keys=True))[:8]}"
 
 
 def _take_lock(path: Path) -> FileLock:
@@ -243,17 +230,6 @@ def _take_lock(path: Path) -> FileLock:
         except Timeout:
             raise SessionError(
                 f"The session of {display_path(path)} is open in another process.",
-                "Close it there (shut that notebook's kernel down), or use another name.",
+                "Close it there: shut that notebook's kernel down.",
             ) from None
     return lock
-
-
-def _check_header(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raises SessionError naming the first field in which file and request differ."""
-    for name, value in asked.items():
-        if name != "assessor" and found.get(name) != value:
-            raise SessionError(
-                f"{display_path(path)} cannot be continued: its {name} is {found.get(name)!r}, now "
-                f"it would be {value!r}.",
-                "Start a new session under another name; the grades in this file stay.",
-            )

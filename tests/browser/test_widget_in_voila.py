@@ -91,7 +91,8 @@ def test_without_the_token_nothing_of_the_assessment_is_shown(browser, served):
 @pytest.mark.parametrize(
     "path",
     [
-        "/voila/files/assessment.ipynb", "/voila/files/../voila.json", "/voila/files/../run/assessment/summary.json",
+        "/voila/files/assessment.ipynb", "/voila/files/../voila.json",
+        "/voila/files/../run/assessment/summary.json",
         "/voila/files/%2e%2e/%2e%2e/etc/passwd", "/voila/static/%2e%2e/%2e%2e/%2e%2e/app.py",
         "/voila/templates/%2e%2e/%2e%2e/etc/passwd", "/api/contents", "/api/terminals",
         "/api/kernels", "/files/etc/passwd", "/tree",
@@ -113,7 +114,8 @@ def test_no_path_leads_to_a_file_or_to_an_api(served, path):
 
 def test_the_token_stands_on_no_command_line(served):
     token = served[2]
-    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    processes = psutil.process_iter(["cmdline"])
+    lines = [" ".join(process.info["cmdline"] or []) for process in processes]
     assert any("-m voila" in line for line in lines) and not any(token in line for line in lines)
 
 

@@ -210,7 +210,8 @@ def test_preferences_stand_in_the_table(tmp_path):
 
 def test_the_detector_is_corrected_by_enough_grades_and_not_by_too_few():
     def correct(graded):
-        items = pd.DataFrame({"item_id": range(400), "system": "sft", "called": [True, False] * 200})
+        called = [True, False] * 200
+        items = pd.DataFrame({"item_id": range(400), "system": "sft", "called": called})
         # people: every flag on an item divisible by 4 is a false alarm
         verdicts = ["hallucinated" if i % 4 == 2 else "supported" for i in range(graded)]
         items["verdict"] = verdicts + [None] * (400 - graded)
