@@ -224,7 +224,8 @@ def _take_lock(path: Path) -> FileLock:
         _OPEN[path].close()
     with storage_guard(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"), timeout=PATIENCE)
+        # a kernel answers its widgets in threads of its own
+        lock = FileLock(path.with_suffix(".lock"), timeout=PATIENCE, thread_local=False)
         try:
             lock.acquire()
         except Timeout:

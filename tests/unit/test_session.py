@@ -8,6 +8,7 @@ import textwrap
 import time
 import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -399,3 +400,10 @@ def test_a_run_without_both_systems_is_named(tmp_path):
     rows = {place: row for place, row in make_rows().items() if place[1] != "dpo"}
     with pytest.raises(SessionError, match="summaries of all of sft, dpo"):
         open_at(tmp_path, rows=rows)
+
+
+def test_a_session_can_be_written_from_another_thread_as_a_kernel_does(tmp_path):
+    session = open_at(tmp_path)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(grade, session, "supported").result()
+    assert graded(session) == 1
