@@ -20,6 +20,7 @@ from hallulib.assessment.figures import (
     list_figures,
     measure_agreement,
     measure_preferences,
+    measure_repeats,
     measure_sentences,
     measure_systems,
 )
@@ -106,15 +107,14 @@ def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
             "Grade some in notebook 07_assessment_widget, or let the scripted assessor do it.",
         )
     best, kind = chosen[0], chosen[0].header["assessor_kind"]
-    judges = [log for log in current if log.header["role"] == "adjudicate"]
-    settled = tabulate([log for log in judges if log.header["assessor_kind"] == kind])
-    grades = settle(tabulate([best]), settled)
-    first = grades[~grades["is_repeat"]]
-    items = read_detector(run).merge(first, how="left")
-    verdicts = spread(tabulate(choose_logs(current, "single")))
+    grades, verdicts = tabulate([best]), spread(tabulate(choose_logs(current, "single")))
+    grades = grades[~grades["skipped"]]
+    settled = find_settled(current, kind)
+    first = settle(grades[~grades["is_repeat"]], settled)
+    items = read_detector(run).merge(first, how="outer")
     figures = [
         *measure_systems(items), *measure_sentences(first), *measure_preferences(first),
-        *measure_agreement(grades, items), *compare_people(verdicts),
+        *measure_agreement(items), *measure_repeats(grades), *compare_people(verdicts),
     ]  # fmt: skip
     summary = {
         "assessor_kind": kind,
@@ -221,11 +221,19 @@ def _list_grade(place: int, line: Place, item: ItemState) -> dict[str, Any]:
     }
 
 
-def settle(grades: pd.DataFrame, settled: pd.DataFrame) -> pd.DataFrame:
+def find_settled(logs: Sequence[Log], kind: str) -> pd.Series:
+    """(item id, system) -> the verdict of the last adjudicator of this kind."""
+    judges = [log for log in logs if log.header["role"] == "adjudicate"]
+    judges = [log for log in judges if log.header["assessor_kind"] == kind]
+    verdicts = tabulate(sorted(judges, key=lambda log: log.header["created"]))
+    verdicts = verdicts.dropna(subset="verdict").drop_duplicates(["item_id", "system"], keep="last")
+    return verdicts.set_index(["item_id", "system"])["verdict"]
+
+
+def settle(grades: pd.DataFrame, settled: pd.Series) -> pd.DataFrame:
     """The grades, an adjudicator's verdict in the place of the assessor's where there is one."""
-    final = settled.dropna(subset="verdict").set_index(["item_id", "system"])["verdict"]
     places = pd.MultiIndex.from_frame(grades[["item_id", "system"]])
-    verdicts = pd.Series(final.reindex(places).values, index=grades.index)
+    verdicts = pd.Series(settled.reindex(places).to_numpy(), index=grades.index)
     return grades.assign(verdict=verdicts.fillna(grades["verdict"]))
 
 
@@ -276,7 +284,9 @@ def open_adjudication(run: Run, recipe: Recipe, assessor: str) -> tuple[Session,
             (f"Assessor {chr(65 + n)}", state)
             for n, (queue, items) in enumerate(states)
             for line, state in zip(queue, items, strict=True)
-            if (line["item_id"], line["systems"]) == asked and not line["repeat_of"] and state.done
+            if (line["item_id"], line["systems"]) == asked
+            and line["repeat_of"] is None
+            and state.done
         ]
 
     return session, find_opinions

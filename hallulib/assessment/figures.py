@@ -85,14 +85,17 @@ def measure_preferences(first: pd.DataFrame) -> Iterator[Figure]:
         yield "preferred", name, count(better == name, "pairs")
 
 
-def measure_agreement(grades: pd.DataFrame, items: pd.DataFrame) -> Iterator[Figure]:
-    """The assessor against the detector where both are definite, and against themselves on items
-    that were shown twice."""
+def measure_agreement(items: pd.DataFrame) -> Iterator[Figure]:
+    """The assessor against the detector, where both are definite."""
     both = items.dropna(subset=["verdict", "called"]).query("verdict != 'unsure'")
     bad, called = both["verdict"] == "hallucinated", both["called"].astype(bool)
     yield from compare("assessor and detector", bad, called)
-    done = grades[~grades["skipped"]]
-    done = done.assign(answer=done["verdict"].fillna(done["preference"]).astype(str))
+
+
+def measure_repeats(grades: pd.DataFrame) -> Iterator[Figure]:
+    """The assessor against themselves, on items that were shown twice."""
+    answers = grades["verdict"].fillna(grades["preference"]).astype(str)
+    done = grades.assign(answer=answers)
     twice = done[done["is_repeat"]].merge(done, left_on="first", right_on="place")
     yield from compare("assessor with themselves", twice["answer_x"], twice["answer_y"])
 

@@ -110,6 +110,27 @@ def test_disputes_are_settled_in_the_same_view_and_without_names(graded):
     assert count(result, "hallucinated", "dpo")[0] == 2  # Chris called both of n1 and n2 so
 
 
+def test_what_is_settled_twice_counts_once_and_leaves_the_agreement_with_oneself_alone(tmp_path):
+    recipe, run = make_run(tmp_path)
+    grade_all(run, recipe, "Ann")
+    with open_session(run, recipe, "Bo") as session:  # differs on n1, and from themselves
+        while item := session.current:
+            bad = (item.item_id == "n1") != item.is_repeat
+            session.act("grade", verdict="hallucinated" if bad else "supported")
+    before = count(analyse_assessment(recipe, run), "agreement", "assessor with themselves")
+    assert before == (0, 6)
+    for judge, verdict in (("Chris", "supported"), ("Dan", "hallucinated")):
+        session, _ = open_adjudication(run, recipe, judge)
+        with session:
+            while session.current:
+                session.act("grade", verdict=verdict)
+    result = analyse_assessment(recipe, run)
+    assert count(result, "agreement", "assessor with themselves") == before
+    assert result.summary["adjudicated"] == result.summary["disputed"] == len(session.items)
+    hallucinated = sum(count(result, "hallucinated", system)[0] for system in ("sft", "dpo"))
+    assert hallucinated == len(session.items) + 1  # n1 under sft: both had called it so
+
+
 def test_adjudication_is_refused_where_nothing_is_in_dispute(tmp_path):
     recipe, run = make_run(tmp_path)
     grade_all(run, recipe, "Ann")
