@@ -101,7 +101,7 @@ class Log:
         if header is None or header.get("version") != VERSION:
             raise _damaged(path, 1, f"it is no header of version {VERSION}")
         actions = [_read_action(path, number, line) for number, line in enumerate(lines[1:], 1)]
-        return cls(path, header, _read_key(path, header["key_sha256"]), actions, len(tail))
+        return cls(path, header, _read_key(path, header.get("key_sha256")), actions, len(tail))
 
     def repair(self) -> None:
         """Cut a torn line off, so that the next action begins on a line of its own."""
@@ -190,10 +190,14 @@ class State:
 
     @classmethod
     def replay(cls, log: Log) -> State:
-        """What the actions of a log add up to."""
+        """What the actions of a log add up to. Raises SessionError for one that cannot be."""
         state = cls([ItemState() for _ in log.queue], 0 if log.queue else None)
         for action in log.actions:
-            state.apply(action)
+            try:
+                state.apply(action)
+            except IndexError:  # an item that is not in the queue, an undo of nothing
+                why = "it does not fit the lines before it"
+                raise _damaged(log.path, action.n + 1, why) from None
         return state
 
     def apply(self, action: Action) -> None:
@@ -240,7 +244,7 @@ class State:
         return next((p for p in places if self.items[p].answer is None), None)
 
 
-def _read_key(path: Path, sealed: str) -> list[Place]:
+def _read_key(path: Path, sealed: str | None) -> list[Place]:
     key = path.with_name(path.name.replace(*KEY))
     text = key.read_text("utf-8") if key.exists() else ""
     if sha256_text(text) != sealed:

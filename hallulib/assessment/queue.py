@@ -15,7 +15,7 @@ from functools import cached_property
 from math import ceil
 from typing import Any, NamedTuple
 
-from hallulib.detectors.tokens import find_sentences
+from hallulib.detectors.tokens import EMPTY_STEMS, find_sentences, stem
 from hallulib.errors import SessionError
 from hallulib.files import sha256_text
 
@@ -23,6 +23,8 @@ SYSTEMS = ("sft", "dpo")
 # Notes are shown in blocks: each note once with one system, then once with the other. A session
 # that is broken off thus still holds whole pairs.
 NOTES_PER_BLOCK = 5
+
+_WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*")
 
 Rows = dict[tuple[str, str], dict]  # (item id, system) -> row of generations.jsonl
 Place = dict[str, Any]  # a line of the key
@@ -60,6 +62,17 @@ def split_sentences(text: str) -> list[Sentence]:
         for start, end in find_sentences(text)
     ]
     return [Sentence(f"s{n}", *span, text[slice(*span)]) for n, span in enumerate(spans, start=1)]
+
+
+def mark_terms(source: str, sentence: str) -> list[tuple[str, bool]]:
+    """`source` in pieces, and whether each is a number or telling word of `sentence`."""
+    terms = {stem(word) for word in _WORD.findall(sentence.lower())} - EMPTY_STEMS
+    pieces, end = [], 0
+    for found in _WORD.finditer(source):
+        if stem(found.group().lower()) in terms:
+            pieces += [(source[end : found.start()], False), (found.group(), True)]
+            end = found.end()
+    return [*pieces, (source[end:], False)]
 
 
 def plan_queue(rows: Rows, mode: str, items: int, seed: int, assessor: str) -> list[Place]:

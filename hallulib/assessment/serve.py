@@ -60,8 +60,8 @@ def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], por
 
 
 def start_server(folder: Path, values: dict[str, Any], token: str, port: int) -> subprocess.Popen:
-    """Start Voila on one page, at one address: no files, no tracebacks, and a token, which stands
-    in a file (a command line is for everybody to read).
+    """Start Voila on one page: no files, no tracebacks, and a token, which stands in a file, as
+    everybody on the machine can read a command line.
 
     Its page gets no XSRF cookie, so the request with which it ends its kernel on leaving is refused
     and a page loaded anew would find the session open; the kernel's random id guards that request.

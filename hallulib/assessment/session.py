@@ -71,9 +71,9 @@ class Session(AbstractContextManager):
         return None if self.state.cursor is None else self.items[self.state.cursor]
 
     @property
-    def current_state(self) -> ItemState | None:
-        """What has been said of it so far."""
-        return None if self.state.cursor is None else self.state.items[self.state.cursor]
+    def current_state(self) -> ItemState:
+        """What has been said of it so far; of no item, nothing."""
+        return ItemState() if self.current is None else self.state.items[self.state.cursor]
 
     def act(self, do: str, **values: Any) -> None:
         """Take one action on the item that is shown: label, grade, prefer, omit, skip, flag, note;

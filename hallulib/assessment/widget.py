@@ -9,7 +9,6 @@ browser, without one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from traitlets import Dict, Int, List, Unicode
 
 from hallulib.assessment.analyse import Opinions
 from hallulib.assessment.log import Action, ItemState
-from hallulib.assessment.queue import Item, Sentence
+from hallulib.assessment.queue import Item, Sentence, mark_terms
 from hallulib.assessment.scripted import Judge
 from hallulib.assessment.session import Session
-from hallulib.detectors.tokens import EMPTY_STEMS, stem
 from hallulib.errors import HallulibError, SessionError
 
 HERE = Path(__file__).parent
@@ -33,7 +31,6 @@ TEMPLATE = Environment(
     loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 ).get_template("widget.html.j2").module  # fmt: skip
-_WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*")
 
 
 class AssessmentWidget(anywidget.AnyWidget):
@@ -67,8 +64,6 @@ class AssessmentWidget(anywidget.AnyWidget):
         self._choose_open()
         self._show(session.warning, is_alert=bool(session.warning))
         self.on_msg(lambda _, content, buffers: self.receive(content))
-
-    # --- what the browser sends -----------------------------------------------------------------
 
     def receive(self, content: dict[str, Any]) -> None:
         """One message: a button, a key or a text field. What was meant for an item that is no
@@ -115,8 +110,6 @@ class AssessmentWidget(anywidget.AnyWidget):
         elif name in actions or button["row"] in actions:
             self._do(actions.get(name) or actions[button["row"]])
 
-    # --- actions; what they return is said ------------------------------------------------------
-
     def _grade(self, verdict: str) -> str | None:
         if self._is_whole():
             return self.session.act("grade", verdict=verdict)
@@ -138,9 +131,9 @@ class AssessmentWidget(anywidget.AnyWidget):
         if missing:
             self.selected = missing[0]
             raise SessionError(f"Not graded yet: {', '.join(missing)}.", "Grade every sentence.")
-        verdicts = {label.verdict for label in self.labels.values()}
-        whole = [v for v in ("hallucinated", "unsure") if v in verdicts] or ["supported"]
-        self.session.act("grade", verdict=whole[0])
+        given = {label.verdict for label in self.labels.values()}
+        worst = [v for v in ("hallucinated", "unsure", "supported") if v in {*given, "supported"}]
+        self.session.act("grade", verdict=worst[0])
 
     def _write(self, field: str, text: str) -> None:
         if field == "note":
@@ -154,8 +147,8 @@ class AssessmentWidget(anywidget.AnyWidget):
 
     def _undo(self) -> str:
         action = self.session.undo()
-        self.selected = ""
-        self._choose_open()  # of the item gone back to
+        self.selected = ""  # then the first that is open in the item gone back to
+        self._choose_open()
         return f"Taken back: {action.do} on item {action.place + 1}."
 
     def _revisit(self) -> None:
@@ -171,6 +164,9 @@ class AssessmentWidget(anywidget.AnyWidget):
         if omitted := self.session.current_state.omitted:
             self._write("omissions", omitted.text)
 
+    def _is_whole(self) -> bool:
+        return self.quick or not self.sentences
+
     def _choose_open(self) -> None:
         """Choose the next sentence without a grade, wrapping around; stay where there is none."""
         ids = [sentence.sid for sentence in self.sentences]
@@ -178,8 +174,6 @@ class AssessmentWidget(anywidget.AnyWidget):
         pending = [sid for sid in ids[after:] + ids[:after] if sid not in self.labels]
         stay = [self.selected] if self.selected in ids else ids
         self.selected = next(iter(pending or stay), "")
-
-    # --- what is shown --------------------------------------------------------------------------
 
     @property
     def sentences(self) -> list[Sentence]:
@@ -190,8 +184,7 @@ class AssessmentWidget(anywidget.AnyWidget):
     @property
     def labels(self) -> dict[str, Action]:
         """The grades of sentences given so far."""
-        state = self.session.current_state
-        return state.labels if state else {}
+        return self.session.current_state.labels
 
     @property
     def buttons(self) -> dict[str, dict[str, Any]]:
@@ -209,14 +202,13 @@ class AssessmentWidget(anywidget.AnyWidget):
         return found
 
     def _find_status(self, name: str, row: str, value: Any) -> dict[str, Any]:
-        state = self.session.current_state or ItemState()
-        answer, label = state.answer, self.labels.get(self.selected)
-        graded = answer if self._is_whole() else label
+        state, label = self.session.current_state, self.labels.get(self.selected)
+        graded = state.answer if self._is_whole() else label
         given = {
             "verdict": graded and graded.verdict,
             "type": label and label.type,
             "severity": label and label.severity,
-            "prefer": answer and answer.preference,
+            "prefer": state.answer and state.answer.preference,
         }
         switches = {
             "go_flag": state.flagged,
@@ -227,10 +219,12 @@ class AssessmentWidget(anywidget.AnyWidget):
         why_not = "every item is done" if self.session.current is None else ""
         if name == "go_undo":
             why_not = "" if self.session.state.standing else "there is nothing to undo"
+        elif name == "go_revisit":
+            why_not = ""
         elif row in ("type", "severity") and (label is None or label.verdict != "hallucinated"):
             why_not = "only for a hallucinated sentence"
         pressed = given[row] == value if row in given else switches.get(name)
-        return {"pressed": pressed, "why_not": "" if name == "go_revisit" else why_not}
+        return {"pressed": pressed, "why_not": why_not}
 
     def static_html(self) -> str:
         """The widget as it looks now, as HTML without scripts: for executed notebooks."""
@@ -242,9 +236,6 @@ class AssessmentWidget(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | {"text/html": self.static_html()}, metadata
-
-    def _is_whole(self) -> bool:
-        return self.quick or not self.sentences
 
     def _do(self, action: Callable[[], Any]) -> None:
         before = self.session.current
@@ -261,8 +252,9 @@ class AssessmentWidget(anywidget.AnyWidget):
 
     def _say_where(self, before: Item | None) -> str:
         said, item = "Saved.", self.session.current
-        if before and self._feedback and self.session.state.items[before.place].done:
-            said = self._feedback(before, self.session.state.items[before.place])
+        graded = self.session.state.items[before.place] if before else ItemState()
+        if self._feedback and graded.done:
+            said = self._feedback(before, graded)
         return f"{said} Item {item.place + 1}." if item else f"{said} Every item is done."
 
     def _look(self) -> dict[str, Any]:
@@ -280,7 +272,7 @@ class AssessmentWidget(anywidget.AnyWidget):
             "progress": session.state.progress(),
             "saved": len(session.log.actions),
             "item": item,
-            "state": session.current_state or ItemState(),
+            "state": session.current_state,
             "sentences": shown,
             "selected": self.selected,
             "marked": mark_terms(item.source, chosen) if item else [],
@@ -305,14 +297,3 @@ def say_grade(action: Action) -> str:
         return LOOK["buttons"]["prefer"][action.preference]["text"]
     verdict = LOOK["buttons"]["verdict"][action.verdict]["text"]
     return " · ".join(filter(None, [verdict, action.type, action.severity]))
-
-
-def mark_terms(source: str, sentence: str) -> list[tuple[str, bool]]:
-    """`source` in pieces, and whether each is a number or telling word of `sentence`."""
-    terms = {stem(word) for word in _WORD.findall(sentence.lower())} - EMPTY_STEMS
-    pieces, end = [], 0
-    for found in _WORD.finditer(source):
-        if stem(found.group().lower()) in terms:
-            pieces += [(source[end : found.start()], False), (found.group(), True)]
-            end = found.end()
-    return [*pieces, (source[end:], False)]

@@ -199,6 +199,9 @@ def test_a_damaged_line_in_the_middle_is_refused_by_number(tmp_path):
     session.path.write_text("".join([*lines[:2], *lines[3:]]))
     with pytest.raises(SessionError, match="action 2 expected, found 3"):
         open_at(tmp_path)
+    session.path.write_text("".join([*lines[:2], lines[2].replace('"place":1', '"place":99')]))
+    with pytest.raises(SessionError, match="Line 3 .* does not fit"):
+        open_at(tmp_path)
 
 
 def test_killing_the_process_while_it_writes_loses_no_finished_grade(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 from test_session import make_rows, open_at
 
 from hallulib.assessment.log import ERROR_TYPES, Log
+from hallulib.assessment.queue import mark_terms
 from hallulib.assessment.scripted import Judged, explain_grades, judge_practice, open_practice
-from hallulib.assessment.widget import AssessmentWidget, mark_terms
+from hallulib.assessment.widget import AssessmentWidget
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
 
