@@ -1,4 +1,4 @@
-"""From event files to a result: rates per system with intervals, agreement, and what is unfinished.
+"""From sessions to a result: grades as one tidy table, and figures with intervals from it.
 
 Systems are named only in sums. The seal of a running session stays: nothing here tells an assessor
 which summary came from which system.
@@ -7,77 +7,75 @@ which summary came from which system.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from hallulib.assessment.agreement import compare_grades
-from hallulib.assessment.by_sentence import rate_sentences
-from hallulib.assessment.compare import compare_assessors
-from hallulib.assessment.describe import describe
-from hallulib.assessment.opening import SYSTEMS
-from hallulib.assessment.records import (
-    SessionRecord,
-    choose_assessors,
-    keep_current,
-    read_sessions,
+import pandas as pd
+
+from hallulib.assessment.figures import (
+    compare_people,
+    compare_systems,
+    list_figures,
+    measure_agreement,
+    measure_preferences,
+    measure_repeats,
+    measure_sentences,
+    measure_systems,
 )
+from hallulib.assessment.log import ItemState, Log, State
+from hallulib.assessment.queue import Item, Place, fill_queue, hash_items, make_place
+from hallulib.assessment.session import SIMULATED, Session, make_header, read_generations
 from hallulib.errors import SessionError
-from hallulib.evaluation.calibration import estimate_true_rate
-from hallulib.evaluation.statistics import compare_paired, estimate_proportion
-from hallulib.files import sha256_text, write_json_atomic
+from hallulib.files import read_jsonl, sha256_text, write_json_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.stage import stage
 
 SUMMARY = "assessment/summary.json"
-DETECTED = "evaluation/evaluation.jsonl"
+Opinions = Callable[[Item], list[tuple[str, ItemState]]]  # (letter, what that assessor said)
 
 
 @dataclass(frozen=True)
 class AssessmentResult:
-    """What the assessment shows. It rests on one session: the fullest by a person, or where no
-    person has graded, the simulated one; `assessor_kind` says which ("human", "simulated").
+    """`summary` as in assessment/summary.json. It rests on the fullest session of a person, or
+    where no person has graded, of a script: `assessor_kind` says which."""
 
-    systems: {system, k, n, value, low, high, unsure, ...}, one per system with a definite grade.
-    paired: the comparison of sft with dpo on notes graded under both, or None. by_sentence: see
-    `rate_sentences`.
-    detector, intra_rater: agreement as in `Agreement.to_dict()`. calibrated: per system the rate
-    over all evaluated summaries, the detector corrected by these grades (PPI++). assessors: see
-    `compare_assessors`. adjudicated: verdicts replaced by an adjudicator's. suggested: items graded
-    with the detector's suggestions in view. sessions: every session found.
-    """
+    summary: dict[str, Any]
 
-    assessor_kind: str
-    assessor: str
-    session_id: str
-    mode: str
-    total: int
-    graded: int
-    skipped: int
-    unfinished: int
-    median_seconds: float | None
-    systems: list[dict]
-    paired: dict | None
-    preferences: dict[str, int]
-    detector: dict
-    intra_rater: dict
-    by_sentence: list[dict] = field(default_factory=list)
-    calibrated: list[dict] = field(default_factory=list)
-    suggested: int = 0
-    adjudicated: int = 0
-    assessors: dict = field(default_factory=dict)
-    sessions: list[dict] = field(default_factory=list)
-    grades_sha256: str = ""
-    notes: dict = field(default_factory=dict)
+    @property
+    def figures(self) -> pd.DataFrame:
+        """One row per figure: figure, of (whom), k, n, value, low, high, unit, method, text."""
+        return pd.DataFrame(self.summary["figures"])
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        graded = f"{self.summary['graded']}/{self.summary['total']}"
+        return {"assessor_kind": self.summary["assessor_kind"], "graded": graded}
 
     def sentences(self) -> list[str]:
-        """The result in words, every rate with its numbers, interval, unit and assessor."""
-        return describe(asdict(self))
-
-    @classmethod
-    def from_dict(cls, values: dict) -> AssessmentResult:
-        """Read back what `asdict` wrote."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        """The result in words: never a bare percentage, never a script taken for a person."""
+        found, script = self.summary, self.summary["assessor_kind"] == SIMULATED
+        lines = [f"{row['of']}, {row['figure']}: {row['text']}." for row in found["figures"]]
+        if pair := found["paired"]:
+            lines.append(
+                f"On the {pair['n']} notes graded under both: {pair['b']} wrong only under sft, "
+                f"{pair['c']} only under dpo; exact McNemar p = {pair['p']:.3g}."
+            )
+        who = "a SIMULATED assessor" if script else "1 person, blind"
+        lines.append(
+            f"Graded by {who}: {found['graded']} of {found['total']} items, {found['skipped']} "
+            f"skipped, {found['total'] - found['graded']} unfinished; {found['suggested']} with "
+            f"the detector's opinion in view, {found['adjudicated']} settled by adjudication."
+        )
+        if script:
+            lines.append(
+                "These grades come from a script that copies the detector and errs now and then: "
+                "they show that the tool works, and say nothing about a person's judgement."
+            )
+        return lines
 
 
 def analyse_assessment(recipe: Recipe, run: Run) -> AssessmentResult:
@@ -88,182 +86,207 @@ def analyse_assessment(recipe: Recipe, run: Run) -> AssessmentResult:
     """
     if run.path(SUMMARY).exists():
         recorded = json.loads(run.path(SUMMARY).read_text("utf-8"))["grades_sha256"]
-        if recorded != _hash_grades(read_sessions(run)):
+        if recorded != _hash_grades(read_logs(run)):
             run.forget("assessment")
     return _analyse(recipe, run)
 
 
-def load_assessment_result(run: Run) -> AssessmentResult:
+def load_result(run: Run) -> AssessmentResult:
     """The result as last written."""
-    return AssessmentResult.from_dict(json.loads(run.require(SUMMARY).read_text("utf-8")))
+    return AssessmentResult(json.loads(run.require(SUMMARY).read_text("utf-8")))
 
 
-@stage("assessment", load=load_assessment_result)
+@stage("assessment", load=load_result)
 def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
-    records = read_sessions(run)
-    current = keep_current(records, run)
-    assessors = choose_assessors(current)
-    if not assessors:
+    logs = read_logs(run)
+    current = keep_current(logs, run)
+    chosen = choose_logs(current)
+    if not chosen:
         raise SessionError(
             "Nobody has graded a summary of this run yet.",
             "Grade some in notebook 07_assessment_widget, or let the scripted assessor do it.",
         )
-    chosen = assessors[0]
-    settled = find_adjudicated(current, chosen)
-    verdicts = [(i, s, settled.get((i, s), v), repeat) for i, s, v, repeat in chosen.verdicts()]
-    result = _summarise(chosen, verdicts, _read_detector(run.require(DETECTED)))
-    result = replace(
-        result, adjudicated=len(settled), grades_sha256=_hash_grades(records),
-        sessions=[_list_session(record, record in current) for record in records],
-        assessors=compare_assessors(choose_assessors(current, "single")),
-    )
-    write_json_atomic(run.path(SUMMARY), asdict(result))
-    return result
-
-
-def find_adjudicated(
-    records: list[SessionRecord], chosen: SessionRecord
-) -> dict[tuple[str, str], str]:
-    """(item id, system) -> the verdict an adjudicator gave, of the same kind as the assessor."""
-    return {
-        (item, system): verdict
-        for record in records
-        if record.header.role == "adjudicate"
-        and record.header.assessor_kind == chosen.header.assessor_kind
-        for item, system, verdict, _ in record.verdicts()
+    best, kind = chosen[0], chosen[0].header["assessor_kind"]
+    grades, verdicts = tabulate([best]), spread(tabulate(choose_logs(current, "single")))
+    grades = grades[~grades["skipped"]]
+    settled = find_settled(current, kind)
+    first = settle(grades[~grades["is_repeat"]], settled)
+    items = read_detector(run).merge(first, how="outer")
+    figures = [
+        *measure_systems(items), *measure_sentences(first), *measure_preferences(first),
+        *measure_agreement(items), *measure_repeats(grades), *compare_people(verdicts),
+    ]  # fmt: skip
+    summary = {
+        "assessor_kind": kind,
+        "assessor": best.header["assessor"],
+        "session": best.name,
+        **State.replay(best).progress(),
+        "suggested": int(grades["suggested"].sum()),
+        "adjudicated": len(settled),
+        "disputed": len(find_disputes(verdicts)),
+        "paired": compare_systems(items),
+        "figures": list_figures(figures),
+        "sessions": [_describe_log(log, log in current) for log in logs],
+        "grades_sha256": _hash_grades(logs),
     }
+    write_json_atomic(run.path(SUMMARY), summary)
+    return AssessmentResult(summary)
 
 
-def _hash_grades(records: list[SessionRecord]) -> str:
-    """sha256 of everything done in any session; opening one again does not change it."""
-    return sha256_text("\n".join(record.digest for record in records))
+# --- which sessions count -----------------------------------------------------------------------
 
 
-def _read_detector(path: Path) -> dict[tuple[str, str], tuple[str, bool | None]]:
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return {(str(r["id"]), r["system"]): (r["detector"], r["hallucinated"]) for r in rows}
+def read_logs(run: Run) -> list[Log]:
+    """Every session of a run, in the order of their names."""
+    return [Log.read(path) for path in sorted(run.path("assessment").glob("*.events.jsonl"))]
 
 
-def _list_session(record: SessionRecord, is_current: bool) -> dict:
-    progress = record.state.progress()
-    return {
-        "session_id": record.header.session_id,
-        "assessor": record.header.assessor_id,
-        "assessor_kind": record.header.assessor_kind,
-        "mode": record.header.mode,
-        "current": is_current,  # False: about summaries that have been generated anew since
-        "total": progress.total,
-        "graded": progress.graded,
-        "skipped": progress.skipped,
-        "flagged": progress.flagged,
-        "torn_bytes": record.torn_bytes,
-    }
-
-
-def _summarise(
-    record: SessionRecord, verdicts: list[tuple[str, str, str, bool]], detector: dict
-) -> AssessmentResult:
-    progress = record.state.progress()
-    result = AssessmentResult(
-        assessor_kind=record.header.assessor_kind, assessor=record.header.assessor_id,
-        session_id=record.header.session_id, mode=record.header.mode,
-        total=progress.total, graded=progress.graded, skipped=progress.skipped,
-        unfinished=progress.unfinished, median_seconds=progress.median_seconds,
-        systems=_rate_systems(verdicts), paired=_compare_systems(verdicts),
-        preferences=_count_preferences(record), detector=_compare_with_detector(verdicts, detector),
-        by_sentence=rate_sentences(record), calibrated=calibrate_detector(verdicts, detector),
-        intra_rater=compare_repeats(record),
-        suggested=sum(e.done and p in record.state.suggested
-                      for p, e in enumerate(record.state.entries)),
-    )  # fmt: skip
-    notes = {"assessor_kind": result.assessor_kind, "graded": f"{result.graded}/{result.total}"}
-    notes |= {f"rate_{rate['system']}": rate["value"] for rate in result.systems}
-    result.notes.update(notes)
-    return result
-
-
-def _rate_systems(verdicts: list[tuple[str, str, str, bool]]) -> list[dict]:
-    """Share of hallucinated summaries per system. Repeats count once, unsure ones are set apart."""
-    rates = []
-    for system in SYSTEMS:
-        own = [verdict for _, name, verdict, repeat in verdicts if name == system and not repeat]
-        definite = [verdict for verdict in own if verdict != "unsure"]
-        if definite:
-            rate = estimate_proportion(definite.count("hallucinated"), len(definite), "summary")
-            unsure = len(own) - len(definite)
-            rates.append({"system": system, **rate.to_dict(), "unsure": unsure})
-    return rates
-
-
-def _compare_systems(verdicts: list[tuple[str, str, str, bool]]) -> dict | None:
-    """The two systems on notes that have a definite grade under both; None without such notes."""
-    bad = {
-        (item, system): verdict == "hallucinated"
-        for item, system, verdict, repeat in verdicts
-        if verdict != "unsure" and not repeat
-    }
-    both = [item for item, system in bad if system == "sft" and (item, "dpo") in bad]
-    if not both:
-        return None
-    return compare_paired([bad[i, "sft"] for i in both], [bad[i, "dpo"] for i in both]).to_dict()
-
-
-def _count_preferences(record: SessionRecord) -> dict[str, int]:
-    """Mode ab: entries in which a system was preferred, and ties; repeats count once."""
-    counts = dict.fromkeys((*SYSTEMS, "tie"), 0)
-    for slotting, entry in zip(record.queue, record.state.entries, strict=True):
-        if record.header.mode == "ab" and entry.done and slotting.repeat_of is None:
-            value = entry.preference.preference
-            counts["tie" if value == 0 else slotting.systems[0 if value < 0 else 1]] += 1
-    return counts
-
-
-def _compare_with_detector(verdicts: list[tuple[str, str, str, bool]], detector: dict) -> dict:
-    """Agreement on "hallucinated, yes or no" where both are definite; the others are counted."""
-    pairs, name, left_out = [], "", 0
-    for item, system, verdict, repeat in verdicts:
-        name, called = detector.get((item, system), (name, None))
-        if repeat:
+def keep_current(logs: list[Log], run: Run) -> list[Log]:
+    """Those about the summaries that the run holds now."""
+    rows, current = read_generations(run), []
+    for log in logs:
+        try:
+            shown = hash_items(fill_queue(log.queue, rows))
+        except KeyError:
             continue
-        if verdict == "unsure" or called is None:
-            left_out += 1
-        else:
-            pairs.append((verdict == "hallucinated", called))
-    agreement = compare_grades([p[0] for p in pairs], [p[1] for p in pairs])
-    return agreement.to_dict() | {"detector": name, "left_out": left_out}
+        current += [log] if shown == log.header["items_sha256"] else []
+    return current
 
 
-def calibrate_detector(verdicts: list[tuple[str, str, str, bool]], detector: dict) -> list[dict]:
-    """Per system the rate over all evaluated summaries: people's grades where there are some, the
-    detector's verdict on the others (PPI++; with too few grades, people's rate alone)."""
-    found = []
-    for system in SYSTEMS:
-        graded = {
-            item: verdict == "hallucinated"
-            for item, name, verdict, repeat in verdicts
-            if name == system and verdict != "unsure" and not repeat
-        }
-        called = {i: bad for (i, name), (_, bad) in detector.items() if name == system}
-        both = [item for item in graded if called.get(item) is not None]
-        others = [bad for i, bad in called.items() if i not in graded and bad is not None]
-        if both:
-            estimate = estimate_true_rate(
-                [graded[i] for i in both], [called[i] for i in both], others
-            )
-            found.append({"system": system, **estimate.to_dict()})
-    return found
+def choose_logs(logs: list[Log], mode: str = "") -> list[Log]:
+    """Sessions with a grade, the fullest first: people's, or where no person graded, scripts'.
+
+    One for each assessor (their fullest; of equally full ones the newest) and no adjudications.
+    """
+    graded = [
+        (State.replay(log).progress()["graded"], log.header["created"], log)
+        for log in logs
+        if log.header["role"] == "assess" and mode in ("", log.header["mode"])
+    ]
+    ordered = [log for count, _, log in sorted(graded, key=lambda row: row[:2]) if count]
+    people = [log for log in ordered if log.header["assessor_kind"] != SIMULATED]
+    own: dict[str, Log] = {}
+    for log in reversed(people or ordered):
+        own.setdefault(log.header["assessor_id"], log)
+    return list(own.values())
 
 
-def compare_repeats(record: SessionRecord) -> dict:
-    """The assessor against themselves, on entries that were shown twice."""
-    first, second = [], []
-    for slotting, again in zip(record.queue, record.state.entries, strict=True):
-        before = None if slotting.repeat_of is None else record.state.entries[slotting.repeat_of]
-        if before and before.done and again.done:
-            first.append(_answer(before))
-            second.append(_answer(again))
-    return compare_grades(first, second).to_dict()
+def _describe_log(log: Log, is_current: bool) -> dict[str, Any]:
+    about = {"session": log.name, "assessor": log.header["assessor"], "current": is_current}
+    return about | State.replay(log).progress() | {"torn_bytes": log.torn}
 
 
-def _answer(entry) -> str | int:
-    return entry.preference.preference if entry.mode == "ab" else entry.grades[1].verdict
+def _hash_grades(logs: list[Log]) -> str:
+    lines = [action.model_dump_json() for log in logs for action in log.actions]
+    return sha256_text("\n".join(lines))
+
+
+# --- grades as a table --------------------------------------------------------------------------
+
+COLUMNS = ["item_id", "system", "is_repeat", "assessor", "verdict"]  # of a table without a grade
+
+
+def tabulate(logs: Sequence[Log]) -> pd.DataFrame:
+    """One row per item that was answered or skipped. Of a pair (mode ab) `system` stands left and
+    `other` right, and `preference` is the answer. `first`: the place where an item came first."""
+    rows = []
+    for log in logs:
+        state = State.replay(log)
+        who = {name: log.header[name] for name in ("assessor", "assessor_kind", "role", "mode")}
+        who |= {"session": log.name, "sealed": not state.unblinded}
+        for place, (line, item) in enumerate(zip(log.queue, state.items, strict=True)):
+            if item.answer:
+                rows.append(who | _list_grade(place, line, item))
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
+
+
+def _list_grade(place: int, line: Place, item: ItemState) -> dict[str, Any]:
+    is_repeat = line["repeat_of"] is not None
+    return {
+        "place": place,
+        "is_repeat": is_repeat,
+        "first": line["repeat_of"] if is_repeat else place,
+        "item_id": line["item_id"],
+        "system": line["systems"][0],
+        "other": line["systems"][-1],
+        "verdict": item.answer.verdict,
+        "preference": item.answer.preference,
+        "labels": list(item.labels.values()),
+        "omissions": item.omissions,
+        "note": item.note,
+        "flagged": item.flagged,
+        "skipped": item.skipped,
+        "suggested": bool(item.answer.suggested),
+        "seconds": item.answer.seconds,
+    }
+
+
+def find_settled(logs: Sequence[Log], kind: str) -> pd.Series:
+    """(item id, system) -> the verdict of the last adjudicator of this kind."""
+    judges = [log for log in logs if log.header["role"] == "adjudicate"]
+    judges = [log for log in judges if log.header["assessor_kind"] == kind]
+    verdicts = tabulate(sorted(judges, key=lambda log: log.header["created"]))
+    verdicts = verdicts.dropna(subset="verdict").drop_duplicates(["item_id", "system"], keep="last")
+    return verdicts.set_index(["item_id", "system"])["verdict"]
+
+
+def settle(grades: pd.DataFrame, settled: pd.Series) -> pd.DataFrame:
+    """The grades, an adjudicator's verdict in the place of the assessor's where there is one."""
+    places = pd.MultiIndex.from_frame(grades[["item_id", "system"]])
+    verdicts = pd.Series(settled.reindex(places).to_numpy(), index=grades.index)
+    return grades.assign(verdict=verdicts.fillna(grades["verdict"]))
+
+
+def spread(grades: pd.DataFrame) -> pd.DataFrame:
+    """A row per (item id, system), a column per assessor: verdicts at the first showing."""
+    first = grades[~grades["is_repeat"].astype(bool)].dropna(subset="verdict")
+    return first.pivot(index=["item_id", "system"], columns="assessor", values="verdict")
+
+
+def find_disputes(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
+    """(item id, system) of the summaries on which two assessors differ."""
+    return verdicts.index[verdicts.nunique(axis=1) > 1].tolist()
+
+
+def read_detector(run: Run) -> pd.DataFrame:
+    """item_id, system, and `called`: what the evaluation's detector said (True: hallucinated)."""
+    rows = read_jsonl(run.require("evaluation/evaluation.jsonl"))
+    found = [(str(row["id"]), row["system"], row["hallucinated"]) for row in rows]
+    return pd.DataFrame(found, columns=["item_id", "system", "called"])
+
+
+# --- adjudication -------------------------------------------------------------------------------
+
+
+def open_adjudication(run: Run, recipe: Recipe, assessor: str) -> tuple[Session, Opinions]:
+    """Start or continue settling what the assessors of this run disagree on, in the same view, and
+    what each said of an item. The systems stay sealed and the assessors are letters.
+
+    Raises SessionError where fewer than two have graded the same summaries, or nothing is disputed.
+    """
+    logs = choose_logs(keep_current(read_logs(run), run), "single")
+    disputes = find_disputes(spread(tabulate(logs)))
+    if not disputes:
+        raise SessionError(
+            f"{len(logs)} assessor(s) have graded, and no summary has two different verdicts.",
+            "Let a second assessor grade: open_session(run, recipe, assessor=...).",
+        )
+    random.Random(f"adjudicate-{recipe.seed}").shuffle(disputes)  # an order that tells nothing
+    queue = [make_place(item, [system]) for item, system in disputes]
+    header = make_header(assessor, recipe.seed, role="adjudicate")
+    session = Session(run.path("assessment"), read_generations(run), queue, header)
+    states = [(log.queue, State.replay(log).items) for log in logs]
+
+    def find_opinions(item: Item) -> list[tuple[str, ItemState]]:
+        place = session.log.queue[item.place]
+        asked = (place["item_id"], place["systems"])
+        return [
+            (f"Assessor {chr(65 + n)}", state)
+            for n, (queue, items) in enumerate(states)
+            for line, state in zip(queue, items, strict=True)
+            if (line["item_id"], line["systems"]) == asked
+            and line["repeat_of"] is None
+            and state.done
+        ]
+
+    return session, find_opinions

@@ -7,8 +7,10 @@ path a visitor gives leads anywhere else.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,16 +34,17 @@ SHOWN = (
 
 
 def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], port: int) -> None:
-    """Serve this run's assessment until Ctrl-C and print the address that lets one in.
+    """Serve this run's assessment until Ctrl-C or SIGTERM, and print the address that lets one in.
 
     Raises MissingArtifact before notebook 06, SessionError when the server ends by itself.
     """
     run.require("evaluation/generations.jsonl")
     token = secrets.token_urlsafe(16)
-    with TemporaryDirectory(prefix="assessment-") as folder:
-        page = Path(folder) / "assessment.ipynb"
-        write_page(page, recipe.name, run.root, overrides)
-        server = subprocess.Popen(voila_command(page, token, port), env=_environment())
+    values = {"recipe": recipe.name, "run_dir": str(run.root.resolve())}
+    values["overrides"] = dict(overrides)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the server too
+    with TemporaryDirectory(prefix="assessment-") as name:
+        server = start_server(Path(name), values, token, port)
         print(f"Assessment of {recipe.assessment.assessor}: http://127.0.0.1:{port}/?token={token}")
         print("Open it in a browser; Ctrl-C here ends it. Grades are saved at once.", flush=True)
         try:
@@ -49,40 +52,48 @@ def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], por
         finally:
             server.terminate()
             server.wait()
-        raise SessionError(
-            f"The server ended by itself (status {server.returncode}); its last lines say why.",
-            f"If port {port} is in use, choose another: --port {port + 1}.",
-        )
+            signal.signal(signal.SIGTERM, before)
+    raise SessionError(
+        f"The server ended by itself (status {server.returncode}); its last lines say why.",
+        f"If port {port} is in use, choose another: --port {port + 1}.",
+    )
 
 
-def write_page(path: Path, recipe: str, run_dir: Path, overrides: Mapping[str, Any]) -> None:
-    """Write the notebook that Voila shows: the cells of notebook 07 that an assessor needs."""
-    notebook = nbformat.read(project_root() / "notebooks" / NOTEBOOK, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if cell.id in SHOWN]
-    values = {"recipe": recipe, "run_dir": str(run_dir.resolve()), "overrides": dict(overrides)}
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    nbformat.write(notebook, path)
-
-
-def voila_command(page: Path, token: str, port: int) -> list[str]:
-    """How Voila is started: one page, one address, no files, no tracebacks, a token.
+def start_server(folder: Path, values: dict[str, Any], token: str, port: int) -> subprocess.Popen:
+    """Start Voila on one page: no files, no tracebacks, and a token, which stands in a file, as
+    everybody on the machine can read a command line.
 
     Its page gets no XSRF cookie, so the request with which it ends its kernel on leaving is refused
     and a page loaded anew would find the session open; the kernel's random id guards that request.
     """
-    return [
-        sys.executable, "-m", "voila", str(page), "--no-browser", f"--port={port}",
-        f"--token={token}", "--Voila.ip=127.0.0.1", f"--Voila.root_dir={page.parent}",
-        "--Voila.port_retries=0", "--Voila.tornado_settings=disable_check_xsrf=True",
-        "--Voila.log_level=WARN",
-        "--VoilaConfiguration.file_denylist=.*",
-        "--VoilaConfiguration.show_tracebacks=False", "--VoilaConfiguration.strip_sources=True",
-    ]  # fmt: skip
+    page = folder / "page" / "assessment.ipynb"
+    page.parent.mkdir()
+    write_page(page, values)
+    options = {
+        "Voila": {
+            "ip": "127.0.0.1", "port": port, "port_retries": 0, "token": token,
+            "root_dir": str(page.parent), "open_browser": False, "log_level": "WARN",
+            "tornado_settings": {"disable_check_xsrf": True},
+        },
+        "VoilaConfiguration": {
+            "file_denylist": [".*"], "show_tracebacks": False, "strip_sources": True,
+        },
+    }  # fmt: skip
+    settings = folder / "voila.json"  # Voila reads it from the folder in which it is started
+    settings.touch(0o600)
+    settings.write_text(json.dumps(options))
+    paths = [str(project_root()), os.environ.get("PYTHONPATH", "")]  # wherever the page lies
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # were the file not read, the token would be one that nobody knows
+    command = [sys.executable, "-m", "voila", str(page), "--Voila.auto_token=True"]
+    return subprocess.Popen(command, cwd=folder, env=env)
 
 
-def _environment() -> dict[str, str]:
-    """The kernels find this project wherever the page lies."""
-    paths = [str(project_root()), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+def write_page(path: Path, values: dict[str, Any]) -> None:
+    """Write the notebook that Voila shows: the cells of notebook 07 that an assessor needs."""
+    notebook = nbformat.read(project_root() / "notebooks" / NOTEBOOK, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.id in SHOWN]
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    nbformat.write(notebook, path)

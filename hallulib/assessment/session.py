@@ -1,297 +1,236 @@
-"""The assessment session: a pure state machine over an event file. It knows nothing of widgets.
+"""The assessment session: what a log of actions adds up to, and the one process that writes it.
 
-Every action is on the disk before the method returns; opened again, the session is at the same
-item. The names of the systems stay sealed until `unblind()`.
+It knows nothing of widgets. Every action is on the disk before `act` returns; opened again, the
+session is at the same item.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from filelock import FileLock, Timeout
 
-from hallulib.assessment.events import (
-    Event,
-    EventLog,
-    Header,
-    Omission,
-    SentenceGrade,
-    check_consistent,
-    utc_now,
-)
-from hallulib.assessment.lock import SessionLock
-from hallulib.assessment.opening import (
-    SYSTEMS,
-    SessionSettings,
-    check_header,
-    check_name,
-    default_name,
-    key_path,
-    make_header,
-    read_sealed_key,
-)
+from hallulib.assessment.log import FINAL, ON_ITEM, Action, ItemState, Log, State
 from hallulib.assessment.queue import (
-    Entry,
-    Slotting,
+    Item,
+    Place,
+    Rows,
     add_repeats,
     fill_queue,
-    index_rows,
+    hash_items,
     plan_queue,
-    write_blind_key,
 )
-from hallulib.assessment.state import EntryState, Progress, SessionState
 from hallulib.errors import SessionError
-from hallulib.files import sha256_text, write_text_atomic
+from hallulib.files import display_path, read_jsonl, sha256_text, storage_guard
+from hallulib.recipe import Recipe
+from hallulib.run import Run
+
+GENERATIONS = "evaluation/generations.jsonl"
+SIMULATED = "simulated"
+PATIENCE = 10.0  # seconds that a new kernel waits for the one before it to end
+_OPEN: dict[Path, Session] = {}  # a notebook cell run again takes its own session over
 
 
-class AssessmentSession:
-    """One assessor's pass through one blinded queue, kept in `<folder>/<session>.events.jsonl`.
-    Use it in a `with` block or call `close()`; a crash leaves a lock that the next opening removes.
-    `warnings` says what was noticed on opening, as a line torn by a crash.
+class Session(AbstractContextManager):
+    """One assessor's pass through one blinded queue, kept in `<folder>/<name>.events.jsonl`.
+
+    Use it in a `with` block or call `close()`; the lock of a process that died is free.
+    `warning` says what was noticed on opening, as a line torn by a crash.
     """
 
-    def __init__(
-        self, folder: Path, rows: Iterable[dict], settings: SessionSettings,
-        queue: list[Slotting] | None = None, clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`queue` None: planned from the settings (an adjudication brings its own)."""
-        self.warnings: list[str] = []
-        self._clock = clock
-        indexed = index_rows(rows)
-        queue = _plan(indexed, settings) if queue is None else queue
-        self.session_id = settings.name or default_name(settings, fill_queue(queue, indexed))
-        check_name(self.session_id)
-        self.events_path = folder / f"{self.session_id}.events.jsonl"
-        self._lock = SessionLock(folder / f"{self.session_id}.lock")
-        self._lock.acquire(settings.patience)
+    def __init__(self, folder: Path, rows: Rows, queue: list[Place], header: dict[str, Any]):
+        """Start the session, or go on with it in the order of its key. Another header, other items
+        or another guideline are another session: grades are not mixed."""
+        header = header | {
+            "items_sha256": hash_items(fill_queue(queue, rows)),
+            "guideline_sha256": sha256_text(read_guideline()),
+        }
+        self.path = folder.resolve() / f"{_make_name(header)}.events.jsonl"
+        self._lock, self.warning = _take_lock(self.path), ""
+        _OPEN[self.path] = self
         try:
-            if self.events_path.exists():
-                self._resume(indexed, settings)
-            else:
-                self._start(queue, indexed, settings)
+            if not self.path.exists():
+                Log.start(self.path, header, queue)
+            self.log = Log.read(self.path)
+            self.header, self.items = self.log.header, fill_queue(self.log.queue, rows)
+            self.state, self._shown = State.replay(self.log), time.monotonic()
+            self._repair()
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
-        mode, total = self._log.header.mode, len(self.entries)
-        self.state = SessionState.replay(mode, total, self._log.events)
-        self._append("open", note=" ".join(self.warnings) or None)
-        self._shown_at = self._clock()
-
-    def _start(self, queue: list[Slotting], rows: dict, settings: SessionSettings) -> None:
-        """Write the key, then the header that seals it."""
-        self._queue, self.entries = queue, fill_queue(queue, rows)
-        key = write_blind_key(self.session_id, queue)
-        write_text_atomic(key_path(self.events_path), key)
-        header = make_header(self.session_id, settings, self.entries, sha256_text(key))
-        self._log = EventLog.create(self.events_path, header)
-
-    def _resume(self, rows: dict, settings: SessionSettings) -> None:
-        """Read the files back; the queue is the one in the key, not one drawn anew."""
-        self._log = EventLog.read(self.events_path)
-        found = self._log.header
-        self._queue = read_sealed_key(self.events_path, found)
-        self.entries = fill_queue(self._queue, rows)
-        asked = make_header(self.session_id, settings, self.entries, found.blind_key_sha256)
-        check_header(found, asked, self.events_path)
-        self._report_torn_line()
-        self._log.repair()
-
-    def _report_torn_line(self) -> None:
-        if self._log.torn_bytes:
-            self.warnings.append(
-                f"The last line of {self.events_path.name} was torn by a crash "
-                f"({self._log.torn_bytes} bytes); that one action is lost, all before it are kept."
-            )
-
-    # --- what the view may know -----------------------------------------------------------------
 
     @property
-    def header(self) -> Header:
-        """Who grades what, as written in the first line of the file."""
-        return self._log.header
+    def current(self) -> Item | None:
+        """The item to grade now; None when every item is graded or skipped."""
+        return None if self.state.cursor is None else self.items[self.state.cursor]
 
     @property
-    def mode(self) -> str:
-        """ "single" or "ab"."""
-        return self.header.mode
+    def current_state(self) -> ItemState:
+        """What has been said of it so far; of no item, nothing."""
+        return ItemState() if self.current is None else self.state.items[self.state.cursor]
 
-    @property
-    def current(self) -> Entry | None:
-        """The entry to grade now; None when every entry is graded or skipped."""
-        cursor = self.state.cursor
-        return None if cursor is None else self.entries[cursor]
+    def act(self, do: str, **values: Any) -> None:
+        """Take one action on the item that is shown: label, grade, prefer, omit, skip, flag, note;
+        or suggest (show the detector's opinion: `on`), show (go to `place`).
 
-    @property
-    def current_state(self) -> EntryState | None:
-        """What has been said about the current entry so far."""
-        cursor = self.state.cursor
-        return None if cursor is None else self.state.entries[cursor]
-
-    @property
-    def progress(self) -> Progress:
-        """Counts of the queue and the median time per item."""
-        return self.state.progress()
-
-    @property
-    def saved_events(self) -> int:
-        """Events on the disk. An action that returned is among them."""
-        return len(self._log.events)
-
-    # --- actions --------------------------------------------------------------------------------
-
-    def grade(
-        self, verdict: str, sentences: Sequence[SentenceGrade] = (),
-        omissions: Sequence[Omission] = (), note: str | None = None, slot: int = 1,
-    ) -> None:
-        """Grade the current summary as a whole: "supported", "hallucinated" or "unsure".
-
-        Sentence grades are optional and must not contradict the verdict. In mode ab a grade does
-        not end the entry; the preference does. Raises SessionError.
+        Raises SessionError, with nothing written, for what makes no sense or cannot be saved.
         """
-        check_consistent(verdict, sentences)
-        self._check_sentences(sentences, slot)
-        action = "adjudicate" if self.header.role == "adjudicate" else "grade"
-        self._act(
-            action, verdict=verdict, labels=tuple(sentences), omissions=tuple(omissions),
-            note=note, slot=slot,
-        )
+        self._check_open()
+        if do in ON_ITEM:
+            self._check_item(do, values)
+            place = self.state.cursor
+            values |= {"place": place, "suggested": place in self.state.seen or None}
+            values["seconds"] = round(time.monotonic() - self._shown, 1) if do in FINAL else None
+        elif do == "show" and values.get("place") not in range(len(self.items)):
+            raise SessionError("There is no such item.", f"Give 0 to {len(self.items) - 1}.")
+        self._append(do, **values)
 
-    def grade_part(
-        self, sentence: SentenceGrade | None = None, omissions: Sequence[Omission] | None = None
-    ) -> None:
-        """Save the grade of one sentence, or what was left out; the entry stays open."""
-        self._check_sentences([sentence] if sentence else [], slot=1)
-        labels = (sentence,) if sentence else ()
-        left_out = None if omissions is None else tuple(omissions)
-        self._act("grade", labels=labels, omissions=left_out, slot=1)
-
-    def suggest(self, shown: bool) -> None:
-        """Show or hide the detector's suggestions. Whether an item was graded with them in view
-        stands in its events."""
-        self._check_blind()
-        self._append("suggest", suggested=shown)
-
-    def prefer(self, preference: int, note: str | None = None) -> None:
-        """Mode ab: -2 (summary 1 is much better) to 2 (summary 2 is), 0 for no difference."""
-        if self.mode != "ab":
-            raise SessionError("This session shows one summary at a time.", "Use grade().")
-        self._act("preference", preference=preference, note=note)
-
-    def skip(self, note: str | None = None) -> None:
-        """Leave the current entry ungraded; it counts as unfinished and can be gone back to."""
-        self._act("skip", note=note)
-
-    def flag(self, flagged: bool = True) -> None:
-        """Mark the current entry for discussion, or take the mark off."""
-        self._act("flag", flagged=flagged)
-
-    def note(self, text: str) -> None:
-        """Write a free note on the current entry; it replaces the one before."""
-        self._act("note", note=text)
-
-    def go_to(self, order_index: int) -> None:
-        """Show another entry, for instance a skipped one."""
-        if not 0 <= order_index < len(self.entries):
-            raise SessionError(
-                f"There is no entry {order_index}.", f"Give 0 to {len(self.entries) - 1}."
-            )
-        self._check_blind()
-        self._append("open", order_index=order_index, item_id=self.entries[order_index].item_id)
-        self._shown_at = self._clock()
-
-    def undo(self) -> Event:
-        """Take the last action back and return to its entry. Works across restarts, repeatedly."""
-        self._check_blind()
-        target = self.state.last_action
-        if target is None:
+    def undo(self) -> Action:
+        """Take the last action back and return to its item. Works across restarts, repeatedly."""
+        self._check_open()
+        if not self.state.standing:
             raise SessionError("There is nothing to undo.", "Grade an item first.")
-        self._append(
-            "undo", undo_of=target.seq, order_index=target.order_index, item_id=target.item_id
-        )
-        self._shown_at = self._clock()
-        return target
+        last = self.state.standing[-1]
+        self._append("undo", place=last.place)
+        return last
 
-    def unblind(self, force: bool = False) -> list[dict[int, str]]:
-        """Break the seal: for each entry the system in slot 1 (and 2). Grading ends with it.
+    def unblind(self) -> list[dict[int, str]]:
+        """Break the seal: for each item the system of summary 1 (and 2). Grading ends with it.
 
-        Raises SessionError while entries are ungraded, unless `force`.
+        Raises SessionError while items are ungraded.
         """
-        left = self.progress.unfinished
-        if left and not force:
+        left = sum(not state.done for state in self.state.items)
+        if left:
             raise SessionError(
-                f"{left} of {len(self.entries)} entries are not graded yet.",
-                "Grade them, or call unblind(force=True) and lose the blinding of the rest.",
+                f"{left} of {len(self.items)} items are not graded yet.",
+                "Grade them (also the skipped ones); the analysis needs no open seal.",
             )
         if not self.state.unblinded:
-            self._append("unblind", note="forced" if left else None)
-        return [dict(enumerate(slotting.systems, start=1)) for slotting in self._queue]
+            self._check_open()
+            self._append("unblind")
+        return [dict(enumerate(line["systems"], start=1)) for line in self.log.queue]
 
     def close(self) -> None:
         """Give the lock back, so that another process can go on."""
         self._lock.release()
-
-    def __enter__(self) -> AssessmentSession:
-        return self
+        if _OPEN.get(self.path) is self:
+            del _OPEN[self.path]
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # --- writing --------------------------------------------------------------------------------
+    def _append(self, do: str, **values: Any) -> None:
+        before = self.state.cursor
+        self.state.apply(self.log.append(do, **values))
+        if self.state.cursor != before:
+            self._shown = time.monotonic()
 
-    def _act(self, action: str, **fields: Any) -> None:
-        """Append an action on the current entry, with the time since it was shown."""
-        self._check_blind()
-        entry = self.current
-        if entry is None:
-            raise SessionError(
-                "Every entry is graded or skipped.", "Use undo() or go_to() to change a grade."
+    def _repair(self) -> None:
+        self.log.repair()
+        if self.log.torn:
+            self.warning = (
+                f"The last line of {self.path.name} was torn by a crash ({self.log.torn} bytes); "
+                "that one action is lost, all before it are kept."
             )
-        self._append(
-            action, order_index=entry.order_index, item_id=entry.item_id,
-            is_repeat=entry.is_repeat, elapsed_ms=round((self._clock() - self._shown_at) * 1000),
-            suggested=entry.order_index in self.state.suggested or None,
-            **fields,
-        )
-        if self.state.cursor != entry.order_index:
-            self._shown_at = self._clock()
+            self._append("torn", text=self.warning)
 
-    def _append(self, action: str, **fields: Any) -> None:
-        self._lock.check()
-        try:
-            event = Event(seq=self.saved_events + 1, ts_utc=utc_now(), action=action, **fields)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"])
+    def _check_open(self) -> None:
+        if not self._lock.is_locked:
             raise SessionError(
-                f"Not saved: {place}: {problem['msg']}, got {problem['input']!r}.",
-                "Give one of the values named there.",
-            ) from None
-        self._log.append(event)
-        self.state.apply(event)
-
-    def _check_blind(self) -> None:
+                "The session has been closed, or opened again elsewhere, so this view of it no "
+                "longer writes.",
+                "Go on in the newer view, or run this notebook cell again; nothing saved is lost.",
+            )
         if self.state.unblinded:
             raise SessionError(
                 "The session has been unblinded; grades given now would not be blind.",
-                "Start a new session under another name.",
+                "Start another session: with another seed, or as another assessor.",
             )
 
-    def _check_sentences(self, sentences: Sequence[SentenceGrade], slot: int) -> None:
-        text = self.current.summaries[slot - 1] if self.current else ""
-        for grade in sentences:
-            if text[grade.start : grade.end] != grade.text:
-                raise SessionError(
-                    f"Sentence {grade.statement_id} is not in the summary at "
-                    f"{grade.start}-{grade.end}.",
-                    "Take the offsets from entry.sentences().",
-                )
+    def _check_item(self, do: str, values: dict[str, Any]) -> None:
+        """Whether the action fits this session and the item that is shown."""
+        if self.current is None:
+            raise SessionError("Every item is graded or skipped.", "Undo, or show one again.")
+        other = {"prefer": "single", "label": "ab", "grade": "ab", "omit": "ab"}.get(do)
+        if other == self.header["mode"]:
+            raise SessionError(f"A session of mode '{other}' has no '{do}'.", "See the guideline.")
+        known = [sentence.sid for sentence in self.current.sentences]
+        if do == "label" and values.get("sentence") not in known:
+            raise SessionError("The summary has no such sentence.", f"It has {', '.join(known)}.")
+        labels = self.current_state.labels.values()
+        wrong = any(label.verdict == "hallucinated" for label in labels)
+        if do == "grade" and values.get("verdict") == "supported" and wrong:
+            raise SessionError(
+                "A summary with a hallucinated sentence cannot be 'supported'.",
+                "Grade it 'hallucinated', or correct the sentence.",
+            )
 
 
-def _plan(rows: dict[tuple[str, str], dict], settings: SessionSettings) -> list[Slotting]:
-    queue = plan_queue(
-        rows, SYSTEMS, settings.mode, settings.items, settings.seed, settings.assessor
-    )
-    return add_repeats(queue, settings.repeat_share, settings.seed)
+def open_session(run: Run, recipe: Recipe, assessor: str = "") -> Session:
+    """Start or continue the session of `assessor` (default: the recipe's) on this run's summaries.
+
+    An assessor whose name begins with "simulated" is recorded as such. Raises MissingArtifact
+    before notebook 06, SessionError when the session is open elsewhere.
+    """
+    chosen, rows, seed = recipe.assessment, read_generations(run), recipe.seed
+    header = make_header(assessor or chosen.assessor, seed, chosen.mode)
+    queue = plan_queue(rows, chosen.mode, chosen.items, seed, header["assessor_id"])
+    queue = add_repeats(queue, chosen.repeat_share, seed)
+    return Session(run.path("assessment"), rows, queue, header)
+
+
+def make_header(assessor: str, seed: int, mode: str = "single", role: str = "assess") -> dict:
+    """Who grades what. Roles: assess, adjudicate, practice.
+
+    `assessor_id` says whom a name means: "Dana", "dana " and accents composed or not are one.
+    """
+    name = unicodedata.normalize("NFC", " ".join(assessor.split()))
+    who = unicodedata.normalize("NFC", name.casefold())
+    kind = SIMULATED if who.startswith(SIMULATED) else "human"
+    return {
+        "assessor": name, "assessor_id": who, "assessor_kind": kind, "seed": seed, "mode": mode,
+        "role": role,
+    }  # fmt: skip
+
+
+def read_generations(run: Run) -> Rows:
+    """The summaries that the evaluation of this run generated, by (item id, system)."""
+    rows = read_jsonl(run.require(GENERATIONS))
+    return {(str(row["id"]), row["system"]): row for row in rows}
+
+
+def read_guideline() -> str:
+    """The page (Markdown) that tells an assessor what counts as what; its hash is in the header."""
+    return Path(__file__).with_name("guideline.md").read_text("utf-8")
+
+
+def _make_name(header: dict[str, Any]) -> str:
+    """A name of letters that any file system takes; who is meant is in the hash."""
+    slug = re.sub(r"[^a-z0-9]+", "-", header["assessor_id"]).strip("-")[:40] or "assessor"
+    kind = header["mode"] if header["role"] == "assess" else header["role"]
+    decides = {name: value for name, value in header.items() if name != "assessor"}
+    return f"{slug}-{kind}-{sha256_text(json.dumps(decides, sort_keys=True))[:8]}"
+
+
+def _take_lock(path: Path) -> FileLock:
+    """The lock of an event file; from an older view in this process it is taken over."""
+    if path in _OPEN:
+        _OPEN[path].close()
+    with storage_guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a kernel answers its widgets in threads of its own
+        lock = FileLock(path.with_suffix(".lock"), timeout=PATIENCE, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise SessionError(
+                f"The session of {display_path(path)} is open in another process.",
+                "Close it there: shut that notebook's kernel down.",
+            ) from None
+    return lock

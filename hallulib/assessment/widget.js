@@ -2,6 +2,8 @@
 // in place, keeps focus and scroll position, and sends back which button or key was pressed.
 const REGIONS = ["head", "panes", "work", "foot"];
 const PATIENCE_MS = 5000;
+const UNANSWERED = "No answer from the kernel: the last action may not be saved. Run the notebook " +
+  "cell of this widget again; everything saved before is kept.";
 
 function render({ model, el }) {
   const root = build(model.get("label"));
@@ -11,7 +13,7 @@ function render({ model, el }) {
   function send(content) {
     root.dataset.busy = "true";
     clearTimeout(waiting);
-    waiting = setTimeout(() => say("alert", model.get("unanswered")), PATIENCE_MS);
+    waiting = setTimeout(() => say("alert", UNANSWERED), PATIENCE_MS);
     model.send({ ...content, place: model.get("place") });
   }
 

@@ -3,71 +3,67 @@ save which sentence is chosen.
 
     AssessmentWidget(open_session(run, recipe))
 
-`widget.buttons["verdict_supported"].click()` and `widget.press_key("1")` do what they do in the
+`widget.press("verdict_supported")` and `widget.press_key("1")` do what a click and a key do in the
 browser, without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anywidget
-import traitlets
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from traitlets import Dict, Int, List, Unicode
 
-from hallulib.assessment.controls import make_buttons, update_buttons
-from hallulib.assessment.events import Omission, SentenceGrade
-from hallulib.assessment.queue import Entry, Sentence
-from hallulib.assessment.render import Opinion, Picture, read_asset, render_regions, render_static
-from hallulib.assessment.session import AssessmentSession
-from hallulib.assessment.simulate import Judge
-from hallulib.assessment.state import EntryState
+from hallulib.assessment.analyse import Opinions
+from hallulib.assessment.log import Action, ItemState
+from hallulib.assessment.queue import Item, Sentence, mark_terms
+from hallulib.assessment.scripted import Judge
+from hallulib.assessment.session import Session
 from hallulib.errors import HallulibError, SessionError
 
-LABELS = {
-    "assess": "Assessment of summaries", "adjudicate": "Adjudication", "practice": "Practice",
-}  # fmt: skip
-UNANSWERED = (
-    "No answer from the kernel: the last action may not be saved. Run the notebook cell of this "
-    "widget again; everything saved before is kept."
-)
+HERE = Path(__file__).parent
+LOOK = yaml.safe_load((HERE / "widget.yaml").read_text("utf-8"))
+TEMPLATE = Environment(
+    loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+).get_template("widget.html.j2").module  # fmt: skip
 
 
 class AssessmentWidget(anywidget.AnyWidget):
     """Source and summary side by side; grades by sentence, or by whole summary with `quick`.
 
     `suggest` gives the detector's opinion, hidden until asked for; `opinions` what others said of
-    an entry (adjudication); `feedback` is said of a graded one (practice).
+    an item (adjudication); `feedback` is said of a graded one (practice).
     """
 
-    _esm, _css = read_asset("widget.js"), read_asset("widget.css")
-    regions = traitlets.Dict().tag(sync=True)
-    shortcuts = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    place = traitlets.Int(allow_none=True).tag(sync=True)
-    message = traitlets.List(default_value=["status", ""]).tag(sync=True)
-    answered = traitlets.Int(0).tag(sync=True)
-    label = traitlets.Unicode().tag(sync=True)
-    unanswered = traitlets.Unicode(UNANSWERED).tag(sync=True)
+    _esm = (HERE / "widget.js").read_text("utf-8")
+    _css = (HERE / "widget.css").read_text("utf-8")
+    regions = Dict().tag(sync=True)
+    shortcuts = List(Unicode()).tag(sync=True)
+    place = Int(allow_none=True).tag(sync=True)
+    message = List(default_value=["status", ""]).tag(sync=True)
+    answered = Int(0).tag(sync=True)
+    label = Unicode().tag(sync=True)
 
     def __init__(
         self,
-        session: AssessmentSession,
+        session: Session,
         quick: bool = False,
         suggest: Judge | None = None,
-        opinions: Callable[[Entry], Sequence[Opinion]] | None = None,
-        feedback: Callable[[Entry, EntryState], str] | None = None,
+        opinions: Opinions | None = None,
+        feedback: Callable[[Item, ItemState], str] | None = None,
     ) -> None:
-        self.session, self.quick, self.major = session, quick, False
+        self.session, self.quick, self.major, self.selected = session, quick, False, ""
         self._suggest, self._opinions, self._feedback = suggest, opinions, feedback
-        self.selected = ""
-        self.buttons = make_buttons(self)
-        keys = [button.key for button in self.buttons.values() if button.key]
-        super().__init__(shortcuts=keys, label=LABELS[session.header.role])
-        self._choose_first()
-        self._show(" ".join(session.warnings), is_alert=bool(session.warnings))
+        keys = [button["key"] for button in self.buttons.values()]
+        super().__init__(shortcuts=keys, label=LOOK["titles"][session.header["role"]])
+        self._choose_open()
+        self._show(session.warning, is_alert=bool(session.warning))
         self.on_msg(lambda _, content, buffers: self.receive(content))
-
-    # --- what the browser sends -----------------------------------------------------------------
 
     def receive(self, content: dict[str, Any]) -> None:
         """One message: a button, a key or a text field. What was meant for an item that is no
@@ -77,224 +73,227 @@ class AssessmentWidget(anywidget.AnyWidget):
         elif "key" in content:
             self.press_key(content["key"])
         elif "field" in content:
-            self.enter(content["field"], content["text"])
+            self._do(lambda: self._write(content["field"], content["text"]))
         elif content["act"].startswith("sentence:"):
-            self.choose_sentence(content["act"].removeprefix("sentence:"))
+            self.selected = content["act"].removeprefix("sentence:")
+            self._show("")
         else:
             self.press(content["act"])
 
     def press_key(self, key: str) -> None:
         """What pressing a key does; a key without a button here does nothing."""
-        own = [b for b in self.buttons.values() if b.key == key and b.is_shown]
-        if own:
-            self.press(own[0].name)
-        else:
-            self._show("")
+        own = [name for name, b in self.buttons.items() if b["key"] == key and b["shown"]]
+        self.press(own[0]) if own else self._show("")
 
     def press(self, name: str) -> None:
         """Do what a button does, and show the outcome, also when it was refused."""
-        button = self.buttons[name]
-        if button.why_not:
-            self._show(f"{button.text}: {button.why_not}")
-        else:
-            self._do(button.do)
+        button, act, state = self.buttons[name], self.session.act, self.session.current_state
+        value = button["value"]
+        actions: dict[str, Callable[[], Any]] = {
+            "verdict": lambda: self._grade(value),
+            "type": lambda: self._label("hallucinated", type=value),
+            "severity": lambda: self._label("hallucinated", severity=value),
+            "prefer": lambda: act("prefer", preference=value),
+            "go_save": self._save,
+            "go_previous": lambda: self._step(-1),
+            "go_next": lambda: self._step(1),
+            "go_skip": lambda: act("skip"),
+            "go_undo": self._undo,
+            "go_flag": lambda: act("flag", on=not state.flagged),
+            "go_revisit": self._revisit,
+            "go_quick": self._toggle_quick,
+            "go_suggest": lambda: act("suggest", on=not self.session.state.suggesting),
+            "field_major": self._toggle_major,
+        }
+        if button["why_not"]:
+            self._show(f"{button['text']}: {button['why_not']}")
+        elif name in actions or button["row"] in actions:
+            self._do(actions.get(name) or actions[button["row"]])
 
-    def enter(self, field: str, text: str) -> None:
-        """Take in the text of "note" or "omissions" (several are parted by ";")."""
-        if field == "note":
-            self._do(lambda: self.session.note(text))
-        else:
-            self._do(lambda: self._save_omissions(text))
-
-    # --- actions --------------------------------------------------------------------------------
-
-    def choose_sentence(self, statement_id: str) -> None:
-        """Choose the sentence to grade."""
-        self.selected = statement_id
-        self._show("")
-
-    def step(self, by: int) -> None:
-        """Choose the sentence `by` places on, staying within the summary."""
-        ids = [s.statement_id for s in self.sentences()]
-        self.selected = ids[min(max(ids.index(self.selected) + by, 0), len(ids) - 1)]
-
-    def grade(self, verdict: str) -> str | None:
-        """The verdict on the chosen sentence, or in quick mode on the whole summary."""
-        if self.quick or not self.sentences():
-            self._finish(verdict)
-            return None
-        old = self.current_label()
-        same = old is not None and old.verdict == verdict
-        self._save_label(verdict, old.type if same else None, old.severity if same else None)
-        graded = self.selected
+    def _grade(self, verdict: str) -> str | None:
+        if self._is_whole():
+            return self.session.act("grade", verdict=verdict)
+        said = self._label(verdict)
         if verdict != "hallucinated":  # which is not complete before its type
-            self._choose_next()
-        return f"{graded} {verdict}."
+            self._choose_open()
+        return said
 
-    def describe_error(self, **detail: str) -> str:
-        """Type or severity of the chosen sentence's error."""
-        label = self.current_label()
-        kind, severity = detail.get("type", label.type), detail.get("severity", label.severity)
-        self._save_label("hallucinated", kind, severity)
-        return f"{self.selected} hallucinated, {', '.join(filter(None, [kind, severity]))}."
+    def _label(self, verdict: str, **detail: str) -> str:
+        old = self.labels.get(self.selected)
+        if old and old.verdict == verdict:
+            detail = {"type": old.type, "severity": old.severity} | detail
+        self.session.act("label", sentence=self.selected, verdict=verdict, **detail)
+        return f"{self.selected} {', '.join(filter(None, [verdict, *detail.values()]))}."
 
-    def save(self) -> None:
-        """Finish the item with the verdict that its sentences add up to, and go on."""
-        labels = self.labels()
-        missing = [s.statement_id for s in self.sentences() if s.statement_id not in labels]
+    def _save(self) -> None:
+        """One hallucinated sentence makes the summary hallucinated, else one unsure unsure."""
+        missing = [s.sid for s in self.sentences if s.sid not in self.labels]
         if missing:
             self.selected = missing[0]
             raise SessionError(f"Not graded yet: {', '.join(missing)}.", "Grade every sentence.")
-        self._finish(sum_up(list(labels.values())))
+        given = {label.verdict for label in self.labels.values()}
+        worst = [v for v in ("hallucinated", "unsure", "supported") if v in {*given, "supported"}]
+        self.session.act("grade", verdict=worst[0])
 
-    def toggle(self, name: str) -> str | None:
-        """Switch quick mode, the detector's suggestions, the severity of what is left out, or the
-        flag of the item."""
-        if name == "quick":
-            self.quick = not self.quick
-            return "Grading the whole summary." if self.quick else "Grading by sentence."
-        if name == "major":
-            self.major = not self.major
-            state = self.session.current_state
-            if state and state.omissions:
-                self._save_omissions("; ".join(o.text for o in state.omissions))
-        elif name == "suggest":
-            self.session.suggest(not self.session.state.suggesting)
+    def _write(self, field: str, text: str) -> None:
+        if field == "note":
+            self.session.act("note", text=text)
         else:
-            self.session.flag(not self.session.current_state.flagged)
-        return None
+            self.session.act("omit", text=text, severity="major" if self.major else "minor")
 
-    def undo(self) -> str:
-        """Take the last action back."""
-        event = self.session.undo()
-        self._choose_first()  # of the item gone back to
-        return f"Taken back: {event.action} on item {event.order_index + 1}."
+    def _step(self, by: int) -> None:
+        ids = [sentence.sid for sentence in self.sentences]
+        self.selected = ids[min(max(ids.index(self.selected) + by, 0), len(ids) - 1)]
 
-    def revisit(self) -> None:
-        """Show the first skipped item."""
-        states = self.session.state.entries
-        self.session.go_to(next(i for i, state in enumerate(states) if state.skipped))
+    def _undo(self) -> str:
+        action = self.session.undo()
+        self.selected = ""  # then the first that is open in the item gone back to
+        self._choose_open()
+        return f"Taken back: {action.do} on item {action.place + 1}."
 
-    # --- reading the session --------------------------------------------------------------------
+    def _revisit(self) -> None:
+        states = self.session.state.items
+        self.session.act("show", place=next(i for i, state in enumerate(states) if state.skipped))
 
+    def _toggle_quick(self) -> str:
+        self.quick = not self.quick
+        return "Grading the whole summary." if self.quick else "Grading by sentence."
+
+    def _toggle_major(self) -> None:
+        self.major = not self.major
+        if omitted := self.session.current_state.omitted:
+            self._write("omissions", omitted.text)
+
+    def _is_whole(self) -> bool:
+        return self.quick or not self.sentences
+
+    def _choose_open(self) -> None:
+        """Choose the next sentence without a grade, wrapping around; stay where there is none."""
+        ids = [sentence.sid for sentence in self.sentences]
+        after = ids.index(self.selected) + 1 if self.selected in ids else 0
+        pending = [sid for sid in ids[after:] + ids[:after] if sid not in self.labels]
+        stay = [self.selected] if self.selected in ids else ids
+        self.selected = next(iter(pending or stay), "")
+
+    @property
     def sentences(self) -> list[Sentence]:
-        """The sentences of the summary that is shown; none in mode ab or at the end."""
-        entry = self.session.current
-        return entry.sentences() if entry and self.session.mode == "single" else []
+        """The sentences to grade; none in mode ab or at the end."""
+        item = self.session.current
+        return item.sentences if item and self.session.header["mode"] == "single" else []
 
-    def labels(self) -> dict[str, SentenceGrade]:
+    @property
+    def labels(self) -> dict[str, Action]:
         """The grades of sentences given so far."""
-        state = self.session.current_state
-        return state.labels if state else {}
+        return self.session.current_state.labels
 
-    def find_sentence(self) -> Sentence | None:
-        """The chosen sentence."""
-        return next((s for s in self.sentences() if s.statement_id == self.selected), None)
+    @property
+    def buttons(self) -> dict[str, dict[str, Any]]:
+        """Every button of this mode by name: row, value, text, key, hint; whether it is `shown`
+        and `pressed`, and `why_not`: why it cannot be used now, "" if it can."""
+        found, mode = {}, self.session.header["mode"]
+        for row, entries in LOOK["buttons"].items():
+            for value, about in entries.items():
+                name = f"{row}_{value}"
+                if about.get("only", mode) == mode and (name != "go_suggest" or self._suggest):
+                    shown = about.get("whole", True) or not self._is_whole()
+                    found[name] = {"name": name, "row": row, "value": value, "shown": shown}
+                    found[name] |= about | self._find_status(name, row, value)
+        found["go_revisit"]["shown"] = any(state.skipped for state in self.session.state.items)
+        return found
 
-    def current_label(self) -> SentenceGrade | None:
-        """The grade of the chosen sentence."""
-        return self.labels().get(self.selected)
+    def _find_status(self, name: str, row: str, value: Any) -> dict[str, Any]:
+        state, label = self.session.current_state, self.labels.get(self.selected)
+        graded = state.answer if self._is_whole() else label
+        given = {
+            "verdict": graded and graded.verdict,
+            "type": label and label.type,
+            "severity": label and label.severity,
+            "prefer": state.answer and state.answer.preference,
+        }
+        switches = {
+            "go_flag": state.flagged,
+            "go_quick": self.quick,
+            "go_suggest": self.session.state.suggesting,
+            "field_major": self.major,
+        }
+        why_not = "every item is done" if self.session.current is None else ""
+        if name == "go_undo":
+            why_not = "" if self.session.state.standing else "there is nothing to undo"
+        elif name == "go_revisit":
+            why_not = ""
+        elif row in ("type", "severity") and (label is None or label.verdict != "hallucinated"):
+            why_not = "only for a hallucinated sentence"
+        pressed = given[row] == value if row in given else switches.get(name)
+        return {"pressed": pressed, "why_not": why_not}
 
     def static_html(self) -> str:
         """The widget as it looks now, as HTML without scripts: for executed notebooks."""
-        return render_static(self._picture(is_static=True))
+        return str(TEMPLATE.picture(self._look() | {"static": True}, self._css))
 
     def __repr__(self) -> str:
-        return f"AssessmentWidget({self.session.session_id})"
+        return f"AssessmentWidget({self.session.log.name})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | {"text/html": self.static_html()}, metadata
 
-    # --- inside ---------------------------------------------------------------------------------
-
     def _do(self, action: Callable[[], Any]) -> None:
         before = self.session.current
         try:
-            said = action()
+            said = action() or ""
         except HallulibError as error:
             self._show(f"Not saved. {error.what} {error.next_step}", is_alert=True)
-        else:
-            if self.session.current != before:
-                self._choose_first()
-                said = said or self._name_place(before)
-            self._show(said or "")
+            return
+        if self.session.current != before:
+            self.selected = ""
+            self._choose_open()
+            said = said or self._say_where(before)
+        self._show(said)
 
-    def _name_place(self, before: Entry | None) -> str:
-        entry = self.session.current
-        said = f"Item {entry.order_index + 1}." if entry else "Every item is done."
-        graded = before is not None and self.session.state.entries[before.order_index]
-        has_feedback = self._feedback is not None and graded and graded.done
-        return f"{self._feedback(before, graded) if has_feedback else 'Saved.'} {said}"
+    def _say_where(self, before: Item | None) -> str:
+        said, item = "Saved.", self.session.current
+        graded = self.session.state.items[before.place] if before else ItemState()
+        if self._feedback and graded.done:
+            said = self._feedback(before, graded)
+        return f"{said} Item {item.place + 1}." if item else f"{said} Every item is done."
 
-    def _finish(self, verdict: str) -> None:
-        state = self.session.current_state
-        self.session.grade(verdict, list(state.labels.values()), state.omissions)
-
-    def _save_label(self, verdict: str, kind: str | None, severity: str | None) -> None:
-        s = self.find_sentence()
-        self.session.grade_part(
-            SentenceGrade(
-                statement_id=s.statement_id,
-                start=s.start,
-                end=s.end,
-                text=s.text,
-                verdict=verdict,
-                type=kind,
-                severity=severity,
-            )
-        )
-
-    def _save_omissions(self, text: str) -> None:
-        severity = "major" if self.major else "minor"
-        texts = [part.strip() for part in text.split(";") if part.strip()]
-        self.session.grade_part(omissions=[Omission(text=t, severity=severity) for t in texts])
-
-    def _choose_first(self) -> None:
-        """The first sentence without a grade, or the first."""
-        ids = [s.statement_id for s in self.sentences()]
-        self.selected = next(iter([i for i in ids if i not in self.labels()] or ids), "")
-
-    def _choose_next(self) -> None:
-        """The next sentence without a grade, wrapping around; stay when there is none."""
-        ids = [s.statement_id for s in self.sentences()]
-        place = ids.index(self.selected)
-        later = ids[place + 1 :] + ids[:place]
-        self.selected = next((i for i in later if i not in self.labels()), self.selected)
-
-    def _suggestions(self) -> dict[str, str] | None:
-        """Statement id -> what the detector objects to; None while hidden."""
-        entry = self.session.current
-        if self._suggest is None or not self.session.state.suggesting or entry is None:
-            return None
-        judged = self._suggest(entry.item_id, entry.summaries[0])
+    def _look(self) -> dict[str, Any]:
+        """All that the template shows at one moment."""
+        session, item, buttons = self.session, self.session.current, self.buttons.values()
+        shown = [] if self._is_whole() else self.sentences
+        chosen = next((s.text for s in shown if s.sid == self.selected), "")
+        objections = None
+        if self._suggest and session.state.suggesting and item:
+            judged = self._suggest(item.item_id, item.summaries[0])
+            objections = {s.sid: judged.find_error(s) for s in shown}
         return {
-            s.statement_id: f"objects ({kind})"
-            for s in self.sentences()
-            for start, end, kind in judged.errors
-            if start < s.end and end > s.start
+            "static": False,
+            "header": session.header,
+            "progress": session.state.progress(),
+            "saved": len(session.log.actions),
+            "item": item,
+            "state": session.current_state,
+            "sentences": shown,
+            "selected": self.selected,
+            "marked": mark_terms(item.source, chosen) if item else [],
+            "objections": objections,
+            "opinions": self._opinions(item) if self._opinions and item else [],
+            "rows": {row: [b for b in buttons if b["row"] == row] for row in LOOK["buttons"]},
+            "say": say_grade,
         }
 
-    def _picture(self, is_static: bool = False) -> Picture:
-        entry = self.session.current
-        update_buttons(self)
-        opinions = self._opinions(entry) if self._opinions and entry else ()
-        return Picture(
-            self.session, self.buttons, self.selected, self.quick, self._suggestions(), opinions,
-            is_static,
-        )  # fmt: skip
-
     def _show(self, message: str, is_alert: bool = False) -> None:
-        entry = self.session.current
+        look, names = self._look(), ("head", "panes", "work", "foot")
         with self.hold_sync():
-            self.regions = render_regions(self._picture())
-            self.place = entry.order_index if entry else None
+            self.regions = {name: str(getattr(TEMPLATE, name)(look)) for name in names}
+            self.place = self.session.state.cursor
             self.message = ["alert" if is_alert else "status", message]
             self.answered += 1
 
 
-def sum_up(grades: list[SentenceGrade]) -> str:
-    """The whole from its parts: one hallucinated sentence makes the summary hallucinated, else one
-    unsure sentence makes it unsure."""
-    verdicts = {grade.verdict for grade in grades}
-    return next((v for v in ("hallucinated", "unsure") if v in verdicts), "supported")
+def say_grade(action: Action) -> str:
+    """A grade or a preference in the words of its button."""
+    if action.preference is not None:
+        return LOOK["buttons"]["prefer"][action.preference]["text"]
+    verdict = LOOK["buttons"]["verdict"][action.verdict]["text"]
+    return " · ".join(filter(None, [verdict, action.type, action.severity]))

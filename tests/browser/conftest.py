@@ -228,7 +228,7 @@ def wait_saved(page, events):
     """Wait until so many events are said to be on the disk."""
     page.wait_for_function(
         "([widget, n]) => document.querySelector(`${widget} .hlw-done`).textContent"
-        ".includes(`(${n} events`)", arg=[WIDGET, events], timeout=10_000,
+        ".includes(`(${n} event`)", arg=[WIDGET, events], timeout=10_000,
     )  # fmt: skip
 
 

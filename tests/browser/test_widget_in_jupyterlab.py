@@ -17,7 +17,7 @@ from conftest import (
     wait_saved,
 )
 
-from hallulib.assessment.events import EventLog
+from hallulib.assessment.log import Log
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -40,11 +40,11 @@ def page(browser, lab, run):
 
 
 def read_events(run):
-    return EventLog.read(next(run.path("assessment").glob("me-*.events.jsonl"))).events
+    return Log.read(next(run.path("assessment").glob("me-*.events.jsonl"))).actions
 
 
 def graded(run):
-    return [e.verdict for e in read_events(run) if e.action == "grade" and e.verdict]
+    return [e.verdict for e in read_events(run) if e.do == "grade"]
 
 
 def act(page, do, events=1):
@@ -93,7 +93,7 @@ def test_3_undo_takes_the_last_item_back(page, run):
     press(page, "u")
     assert "9 graded" in show_widget(page).inner_text()
     press(page, "Enter")
-    assert read_events(run)[-2].action == "undo"
+    assert read_events(run)[-2].do == "undo"
     assert "10 graded" in show_widget(page).inner_text()
 
 
@@ -132,21 +132,21 @@ def test_6_typing_a_note_is_no_command_and_escape_gives_it_up(page, run):
     page.keyboard.press("t")
     page.keyboard.type("s1 unsure")
     act(page, lambda: page.keyboard.press("Enter"))
-    assert read_events(run)[-1].note == "s1 unsure"
+    assert read_events(run)[-1].text == "s1 unsure"
     page.keyboard.press("t")
     page.keyboard.type("never mind")
     page.keyboard.press("Escape")
     press(page, "3")
     last = read_events(run)[-1]
-    assert last.labels[0].verdict == "unsure"
-    assert not any(e.note == "never mind" for e in read_events(run))
+    assert (last.do, last.verdict) == ("label", "unsure")
+    assert not any(e.text == "never mind" for e in read_events(run))
 
 
 def test_6b_keys_typed_faster_than_the_answers_come_are_all_kept(page, run):
     page.locator(f"{WIDGET} .hlw-head").click()
     page.locator(f"{WIDGET} .hlw-s").first.click()
     act(page, lambda: page.keyboard.type("2d1a2fi"), events=6)  # "a" after "1": not an error
-    said = [[g.verdict, g.type, g.severity] for e in read_events(run)[-6:] for g in e.labels]
+    said = [[e.verdict, e.type, e.severity] for e in read_events(run)[-6:]]
     assert said[1] == ["hallucinated", "detail", None] and said[2][0] == "supported"
     assert said[-1] == ["hallucinated", "fabrication", "minor"]
     for _ in range(6):

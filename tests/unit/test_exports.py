@@ -1,35 +1,36 @@
-"""Exports of the grades, the adjudication, and the detector calibrated by grades."""
+"""Several assessors, the adjudication, the detector calibrated by grades, and exports."""
 
 import csv
 import io
 import json
 import xml.etree.ElementTree as ElementTree
 
+import pandas as pd
 import pytest
-from test_agreement import WRONG, make_run, simulate
+from test_agreement import WRONG, count, find, make_run, simulate
 
-from hallulib.assessment.adjudicate import open_adjudication
-from hallulib.assessment.analyse import (
+from hallulib.assessment import (
+    AssessmentWidget,
     analyse_assessment,
-    calibrate_detector,
-    compare_repeats,
+    export_assessment,
+    judge_by_evaluation,
+    open_adjudication,
+    open_session,
+    simulate_assessment,
 )
-from hallulib.assessment.exports import export_assessment, make_preference_pairs
-from hallulib.assessment.records import read_sessions
-from hallulib.assessment.simulate import judge_by_evaluation, simulate_assessment
-from hallulib.assessment.start import open_session
-from hallulib.assessment.widget import AssessmentWidget
+from hallulib.assessment.figures import measure_systems
+from hallulib.assessment.log import ERROR_TYPES
 from hallulib.errors import SessionError
 
 pytestmark = pytest.mark.unit
 
 
 def grade_all(run, recipe, assessor, wrong_on=()):
-    """Grade what is right as right, except at the given places in the order of item ids."""
+    """Grade what is right as right, except on the given items."""
     with open_session(run, recipe, assessor) as session:
-        while entry := session.current:
-            bad = (WRONG in entry.summaries[0]) != (entry.item_id in wrong_on)
-            session.grade("hallucinated" if bad else "supported")
+        while item := session.current:
+            bad = (WRONG in item.summaries[0]) != (item.item_id in wrong_on)
+            session.act("grade", verdict="hallucinated" if bad else "supported")
 
 
 @pytest.fixture
@@ -43,25 +44,39 @@ def graded(tmp_path):
 
 def test_assessors_are_compared_on_what_both_graded_whatever_their_order(graded):
     recipe, run = graded
-    found = analyse_assessment(recipe, run).assessors
-    (pair,) = found["pairs"]
-    assert (pair["n"], pair["agreed"], found["disagreements"]) == (24, 20, 4)
-    assert pair["kappa"]["low"] < pair["kappa"]["value"] < pair["kappa"]["high"]
-    assert "alpha over 24 summaries: 0." in " ".join(analyse_assessment(recipe, run).sentences())
+    result = analyse_assessment(recipe, run)
+    assert count(result, "agreement", "=Bo and Ann") == (20, 24)
+    assert result.summary["disputed"] == 4
+    kappa, alpha = find(result, "kappa", "=Bo and Ann"), find(result, "alpha", "all assessors")
+    # 20 of 24 agree; 9 and 9 (other ones) of 24 hallucinated: by hand
+    assert kappa["value"] == pytest.approx(1 - (4 / 24) / (1 - (9 / 24) ** 2 - (15 / 24) ** 2))
+    assert kappa["low"] < kappa["value"] < kappa["high"]
+    assert alpha["n"] == 24 and alpha["low"] < alpha["value"] < alpha["high"]
+    assert "all assessors, alpha: 0.6" in " ".join(result.sentences())
 
 
 def test_what_is_said_of_a_repeated_item_counts_only_against_oneself(tmp_path):
     recipe, run = make_run(tmp_path)
     grade_all(run, recipe, "Ann")
     with open_session(run, recipe, "Bo") as session:
-        while entry := session.current:
-            bad = (WRONG in entry.summaries[0]) != entry.is_repeat  # another mind at every repeat
-            session.grade("hallucinated" if bad else "supported")
-    result = analyse_assessment(recipe, run)
-    assert result.assessors["disagreements"] == 0 and result.assessors["pairs"][0]["n"] == 24
-    records = {record.header.assessor_id: record for record in read_sessions(run)}
-    assert compare_repeats(records["Bo"])["agreed"] == 0
-    assert compare_repeats(records["Ann"])["agreed"] == compare_repeats(records["Bo"])["n"] == 6
+        while item := session.current:
+            bad = (WRONG in item.summaries[0]) != item.is_repeat  # another mind at every repeat
+            session.act("grade", verdict="hallucinated" if bad else "supported")
+    result = analyse_assessment(recipe, run)  # of Bo, the newest of equally full ones
+    assert result.summary["disputed"] == 0
+    assert count(result, "agreement", "Ann and Bo") == (24, 24)
+    assert result.summary["assessor"] == "Bo"
+    assert count(result, "agreement", "assessor with themselves") == (0, 6)
+
+
+def test_kappa_without_variation_is_undefined_not_nan_and_not_one(tmp_path):
+    recipe, run = make_run(tmp_path, notes=2)
+    for assessor in ("Ann", "Bo"):
+        with open_session(run, recipe, assessor) as session:
+            while session.current:
+                session.act("grade", verdict="supported")
+    row = find(analyse_assessment(recipe, run), "kappa", "Ann and Bo")
+    assert row["text"] == "undefined (no variation)" and row.get("value") is None
 
 
 def test_two_sessions_of_one_person_are_not_two_assessors(graded):
@@ -70,29 +85,50 @@ def test_two_sessions_of_one_person_are_not_two_assessors(graded):
         update={"assessment": recipe.assessment.model_copy(update={"items": 4})}
     )
     grade_all(run, shorter, "Ann")
-    found = analyse_assessment(recipe, run).assessors
-    assert sorted(found["assessors"]) == ["=Bo", "Ann"] and len(found["pairs"]) == 1
-    assert found["pairs"][0]["n"] == 24  # Ann's fullest
+    grade_all(run, shorter, " ANN")
+    result = analyse_assessment(recipe, run)
+    between = [row["of"] for row in result.summary["figures"] if " and " in row["of"]]
+    assert set(between) == {"=Bo and Ann", "assessor and detector"}
+    assert count(result, "agreement", "=Bo and Ann") == (20, 24)  # Ann's fullest
 
 
 def test_disputes_are_settled_in_the_same_view_and_without_names(graded):
     recipe, run = graded
-    found = open_adjudication(run, recipe, "Chris")
-    widget = AssessmentWidget(found.session, quick=True, opinions=found.opinions)
-    assert len(found.session.entries) == 4
+    session, opinions = open_adjudication(run, recipe, "Chris")
+    widget = AssessmentWidget(session, quick=True, opinions=opinions)
+    assert len(session.items) == 4
     shown = " ".join(widget.regions.values())
     assert "Assessor A: " in shown and "Assessor B: " in shown
     for hidden in ("Ann", "=Bo", "sft", "dpo"):
         assert hidden not in shown
-    while found.session.current:
+    while session.current:
         widget.press_key("2")
-    actions = [e.action for e in found.session._log.events]
-    assert actions.count("adjudicate") == 4
-    found.session.close()
+    session.close()
     result = analyse_assessment(recipe, run)
-    assert result.adjudicated == 4 and result.assessor in ("Ann", "=Bo")
-    rates = {rate["system"]: rate["k"] for rate in result.systems}
-    assert rates == {"sft": 9, "dpo": 2}  # Chris called both of n1 and n2 hallucinated
+    assert result.summary["adjudicated"] == 4 and result.summary["assessor"] in ("Ann", "=Bo")
+    assert count(result, "hallucinated", "sft")[0] == 9
+    assert count(result, "hallucinated", "dpo")[0] == 2  # Chris called both of n1 and n2 so
+
+
+def test_what_is_settled_twice_counts_once_and_leaves_the_agreement_with_oneself_alone(tmp_path):
+    recipe, run = make_run(tmp_path)
+    grade_all(run, recipe, "Ann")
+    with open_session(run, recipe, "Bo") as session:  # differs on n1, and from themselves
+        while item := session.current:
+            bad = (item.item_id == "n1") != item.is_repeat
+            session.act("grade", verdict="hallucinated" if bad else "supported")
+    before = count(analyse_assessment(recipe, run), "agreement", "assessor with themselves")
+    assert before == (0, 6)
+    for judge, verdict in (("Chris", "supported"), ("Dan", "hallucinated")):
+        session, _ = open_adjudication(run, recipe, judge)
+        with session:
+            while session.current:
+                session.act("grade", verdict=verdict)
+    result = analyse_assessment(recipe, run)
+    assert count(result, "agreement", "assessor with themselves") == before
+    assert result.summary["adjudicated"] == result.summary["disputed"] == len(session.items)
+    hallucinated = sum(count(result, "hallucinated", system)[0] for system in ("sft", "dpo"))
+    assert hallucinated == len(session.items) + 1  # n1 under sft: both had called it so
 
 
 def test_adjudication_is_refused_where_nothing_is_in_dispute(tmp_path):
@@ -119,11 +155,12 @@ def test_label_studio_gets_regions_with_their_text_and_names_its_interface_knows
     recipe, run = make_run(tmp_path)
     simulate(run, recipe)
     with open_session(run, recipe, "Ann") as session:
-        session.skip()
+        session.act("skip")
     paths = export_assessment(run)
     tasks = json.loads(paths["label_studio.json"].read_text("utf-8"))
     interface = ElementTree.fromstring(paths["label_studio.xml"].read_text("utf-8"))
     controls = {tag.get("name"): tag for tag in interface if tag.get("toName") == "summary"}
+    assert {tag.get("value") for tag in controls["error"]} == {*ERROR_TYPES}
     shown = {tag.get("value").removeprefix("$") for tag in interface if tag.tag == "Text"}
     regions = [(task, region) for task in tasks for region in task["annotations"][0]["result"]]
     assert {region["from_name"] for _, region in regions} == {"error", "verdict", "omissions"}
@@ -139,43 +176,43 @@ def test_label_studio_gets_regions_with_their_text_and_names_its_interface_knows
     assert sum(task["annotations"][0]["was_cancelled"] for task in tasks) == 1
 
 
-@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20:argilla")
-def test_argillas_own_client_reads_the_records(tmp_path):
-    import argilla
-
-    recipe, run = make_run(tmp_path)
-    simulate(run, recipe)
-    rows = json.loads(export_assessment(run)["argilla.json"].read_text("utf-8"))
-    records = [argilla.Record.from_dict(row) for row in rows]
-    assert len(records) == 30
-    for record in records:
-        responses = {response.question_name: response.value for response in record.responses}
-        wrong = WRONG in record.fields["summary"]
-        assert responses["verdict"] == ("hallucinated" if wrong else "supported")
-        for span in responses.get("errors", []):
-            assert record.fields["summary"][span["start"] : span["end"]] == WRONG
-            assert span["label"] == "fabrication"
+@pytest.mark.parametrize(
+    "start", ["=", " =", "\r\n=", "\u200b=", "\uff1d", "\t@", "+", "-", "\ufeff\uff0b"]
+)
+def test_no_remark_becomes_a_formula_or_breaks_the_table(tmp_path, start):
+    recipe, run = make_run(tmp_path, notes=2)
+    with open_session(run, recipe, "Ann") as session:
+        session.act("note", text=f'{start}cmd|"x",1\rnext')
+        session.act("grade", verdict="unsure")
+        session.act("note", text="fine")
+        session.act("skip")
+    text = export_assessment(run)["grades.csv"].read_bytes().decode()
+    first, second = csv.DictReader(io.StringIO(text, newline=""))
+    assert first["note"].startswith("'") and 'cmd|"x",1\nnext' in first["note"]
+    assert second["note"] == "fine" and "\r" not in text
+    assert all(cell.startswith('"') for cell in text.splitlines()[0].split(","))
 
 
 def test_sentences_are_rated_apart_from_summaries_and_general_knowledge_apart_from_errors(tmp_path):
     recipe, run = make_run(tmp_path)  # with items shown twice, which count once
     simulate(run, recipe)
-    rates = {rate["system"]: rate for rate in analyse_assessment(recipe, run).by_sentence}
-    sft = rates["sft"]
-    assert (sft["hallucinated"], sft["n"], sft["types"]) == (9, 21, {"fabrication": 9})
+    result = analyse_assessment(recipe, run)
+    sft = find(result, "hallucinated sentences", "sft")
+    assert (sft["k"], sft["n"]) == (9, 21) and count(result, "fabrication", "sft") == (9, 9)
     assert sft["low"] < sft["value"] == 9 / 21 < sft["high"]
-    dpo = rates["dpo"]
-    assert (dpo["hallucinated"], dpo["n"], dpo["omitting"]) == (0, 12, 12)
+    dpo = find(result, "hallucinated sentences", "dpo")
+    assert (dpo["k"], dpo["n"]) == (0, 12)
+    assert count(result, "something left out", "dpo") == (12, 12)
     assert dpo["low"] == 0 and dpo["high"] == pytest.approx(0.2425, abs=1e-4)  # Wilson, 0 of 12
     with open_session(run, recipe, "Ann") as session:
         widget = AssessmentWidget(session)
-        for _ in widget.sentences():
+        for _ in widget.sentences:
             widget.press_key("4")
         widget.press_key("Enter")
-    result = analyse_assessment(recipe, run)
-    (found,) = result.by_sentence
-    assert found["general_knowledge"] == found["n"] and found["hallucinated"] == 0
-    assert result.systems[0]["k"] == 0
+    rows = analyse_assessment(recipe, run).summary["figures"]
+    found = {row["figure"]: row for row in rows}
+    assert found["general knowledge"]["value"] == 1
+    assert found["hallucinated sentences"]["k"] == found["hallucinated"]["k"] == 0
 
 
 def prefer_all(tmp_path):
@@ -185,35 +222,24 @@ def prefer_all(tmp_path):
     return run
 
 
-def test_preferences_become_pairs_and_ties_do_not(tmp_path):
-    pairs = make_preference_pairs(prefer_all(tmp_path), held_out=())
-    assert len(pairs) == 9
-    assert all(WRONG in pair["rejected"] and WRONG not in pair["chosen"] for pair in pairs)
-    assert {pair["prompt"] for pair in pairs} == {"Summarise."}
-
-
 def test_preferences_stand_in_the_table(tmp_path):
     paths = export_assessment(prefer_all(tmp_path))
     rows = [json.loads(line) for line in paths["grades.jsonl"].open(encoding="utf-8")]
     assert len(rows) == 12 and sum(row["preference"] == 0 for row in rows) == 3
-    assert paths["label_studio.json"].read_text() == "[]\n"
-
-
-def test_a_test_item_is_refused_as_a_training_pair(tmp_path):
-    with pytest.raises(SessionError, match="'n3' is of the test split"):
-        make_preference_pairs(prefer_all(tmp_path), held_out=["n3"])
+    assert paths["label_studio.json"].read_text() == "[]"
 
 
 def test_the_detector_is_corrected_by_enough_grades_and_not_by_too_few():
-    def rate(graded):
-        detector = {(str(i), "sft"): ("d", i % 2 == 0) for i in range(400)}  # says 50 %
-        verdicts = [  # people: every flag on an item divisible by 4 is a false alarm
-            (str(i), "sft", "hallucinated" if i % 4 == 2 else "supported", False)
-            for i in range(graded)
-        ]
-        return calibrate_detector(verdicts, detector)[0]
+    def correct(graded):
+        called = [True, False] * 200
+        items = pd.DataFrame({"item_id": range(400), "system": "sft", "called": called})
+        # people: every flag on an item divisible by 4 is a false alarm
+        verdicts = ["hallucinated" if i % 4 == 2 else "supported" for i in range(graded)]
+        items["verdict"] = verdicts + [None] * (400 - graded)
+        return {figure: found for figure, _, found in measure_systems(items) if found}
 
-    few, enough = rate(20), rate(80)
-    assert few["method"].startswith("Wilson") and few["value"] == 0.25
-    assert enough["method"] == "PPI++" and enough["value"] == pytest.approx(0.25, abs=0.02)
-    assert enough["high"] - enough["low"] < 0.2 and enough["scored"] == 320
+    few = correct(20)["detector corrected (PPI++: too few grades)"]
+    enough = correct(80)["detector corrected (PPI++)"]
+    assert few.method.startswith("Wilson") and few.value == 0.25
+    assert enough.value == pytest.approx(0.25, abs=0.02) and enough.n == 80
+    assert enough.high - enough.low < 0.2

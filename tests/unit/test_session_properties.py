@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_session import open_at
 
-from hallulib.assessment.events import EventLog, Omission, SentenceGrade
-from hallulib.assessment.state import SessionState
+from hallulib.assessment.log import Log, State
 
 pytestmark = pytest.mark.unit
 
@@ -32,34 +31,31 @@ ACTION = st.one_of(
 def snapshot(session):
     """All that a view could show."""
     state = session.state
-    return deepcopy((state.entries, state.cursor, state.suggesting, state.suggested))
+    return deepcopy((state.items, state.cursor, state.suggesting, state.seen))
 
 
 def act(session, action, value):
+    mode = session.header["mode"]
     if action == "undo":
-        if session.state.last_action:
+        if session.state.standing:
             session.undo()
     elif action == "suggest":
-        session.suggest(value)
+        session.act("suggest", on=value)
     elif action == "go to" or session.current is None:
-        session.go_to(value if isinstance(value, int) and value >= 0 else 0)
-    elif action == "skip":
-        session.skip()
+        session.act("show", place=value if isinstance(value, int) and value >= 0 else 0)
     elif action == "flag":
-        session.flag(value)
-    elif action == "note":
-        session.note(value)
-    elif action == "left out":
-        session.grade_part(omissions=[Omission(text=text) for text in value])
-    elif action == "prefer":
-        if session.mode == "ab":
-            session.prefer(value)
-    elif action == "part":
-        s = session.current.sentences()[-1]
-        place = dict(statement_id=s.statement_id, start=s.start, end=s.end, text=s.text)
-        session.grade_part(SentenceGrade(**place, verdict=value))
-    else:
-        session.grade(value, slot=1)
+        session.act("flag", on=value)
+    elif action in ("skip", "note"):
+        session.act(action, text=value)
+    elif action == "prefer" and mode == "ab":
+        session.act("prefer", preference=value)
+    elif action == "left out" and mode == "single":
+        session.act("omit", text="; ".join(value))
+    elif action == "part" and mode == "single":
+        session.act("label", sentence="s2", verdict=value)
+    elif action == "grade" and mode == "single":
+        wrong = any(g.verdict == "hallucinated" for g in session.current_state.labels.values())
+        session.act("grade", verdict="hallucinated" if wrong else value)
 
 
 @settings(max_examples=60, deadline=None)
@@ -67,31 +63,28 @@ def act(session, action, value):
 def test_any_sequence_of_actions_deaths_and_replays_ends_in_the_same_state(mode, actions):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        session = open_at(folder, mode=mode, items=8, repeat_share=0)
-        history = {session.saved_events: snapshot(session)}
+        session = open_at(folder, mode=mode, items=8, share=0)
+        history = {len(session.log.actions): snapshot(session)}
         for action, value in actions:
             if action in ("restart", "torn"):
                 session = die_and_reopen(session, folder, mode, value, history)
             else:
                 act(session, action, value)
-            history[session.saved_events] = snapshot(session)
-        replayed = SessionState.replay(
-            mode, len(session.entries), EventLog.read(session.events_path).events
-        )
-        assert (replayed.entries, replayed.cursor) == (session.state.entries, session.state.cursor)
+            history[len(session.log.actions)] = snapshot(session)
+        assert State.replay(Log.read(session.path)) == session.state
 
 
 def die_and_reopen(session, folder, mode, torn, history):
     """Die, with up to `torn` bytes of the last line missing; what was whole must be back."""
-    data = session.events_path.read_bytes()
+    data = session.path.read_bytes()
     last = len(data.rstrip(b"\n")) - data.rstrip(b"\n").rfind(b"\n") - 1
-    kept = session.saved_events
-    if torn and kept > 1 and torn > 1:  # 1: only the line break is missing, the event is whole
-        session.events_path.write_bytes(data[: -min(torn, last)])
+    kept = len(session.log.actions)
+    if torn and kept and torn > 1:  # 1: only the line break is missing, the event is whole
+        session.path.write_bytes(data[: -min(torn, last)])
         kept -= 1
-    elif torn:
-        session.events_path.write_bytes(data[:-1])
-    again = open_at(folder, mode=mode, items=8, repeat_share=0)
+    elif torn and kept:
+        session.path.write_bytes(data[:-1])
+    again = open_at(folder, mode=mode, items=8, share=0)
     assert snapshot(again) == history[kept]
-    assert bool(again.warnings) == (kept < session.saved_events)
+    assert bool(again.warning) == (kept < len(session.log.actions))
     return again

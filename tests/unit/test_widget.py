@@ -1,50 +1,32 @@
 """The widget's logic, driven by its buttons, keys and fields; no browser."""
 
 import re
-from dataclasses import replace
 
 import pytest
+from test_session import make_rows, open_at
 
-from hallulib.assessment.events import ERROR_TYPES
-from hallulib.assessment.highlight import find_terms, mark_terms
-from hallulib.assessment.practice import (
-    explain_grades,
-    key_of,
-    open_practice,
-    score_practice,
-)
-from hallulib.assessment.session import AssessmentSession, SessionSettings
-from hallulib.assessment.simulate import Judged
+from hallulib.assessment.log import ERROR_TYPES, Log
+from hallulib.assessment.queue import mark_terms
+from hallulib.assessment.scripted import Judged, explain_grades, judge_practice, open_practice
 from hallulib.assessment.widget import AssessmentWidget
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
 
 pytestmark = pytest.mark.unit
 
-SETTINGS = SessionSettings("Dr A", mode="single", items=12, repeat_share=0.25, seed=3)
 
-
-def make_rows():
-    return [
-        {
-            "id": f"n{number}",
-            "system": system,
-            "context": f"Note {number}: no fever.",
-            "text": f"Patient {number} is well. Takes 0.5 mg ({style}).",
-        }
-        for number in range(9)
-        for system, style in (("sft", "long"), ("dpo", "short"))
-    ]
-
-
-def open_widget(folder, rows=None, quick=False, suggest=None, **changes):
-    session = AssessmentSession(folder, rows or make_rows(), replace(SETTINGS, **changes))
-    return AssessmentWidget(session, quick=quick, suggest=suggest)
+def open_widget(folder, quick=False, suggest=None, **changes):
+    return AssessmentWidget(open_at(folder, **changes), quick=quick, suggest=suggest)
 
 
 def press(widget, *keys):
     for key in keys:
         widget.press_key(key)
+
+
+def answers(widget, *places):
+    """The verdicts on the items at some places."""
+    return [widget.session.state.items[place].answer.verdict for place in places]
 
 
 def visible(widget):
@@ -56,9 +38,9 @@ def test_keys_grade_sentence_by_sentence_and_enter_saves_and_goes_on(tmp_path):
     widget = open_widget(tmp_path)
     first = widget.session.current
     press(widget, "1", "2", "d", "a", "Enter")
-    grade = widget.session.state.entries[0].grades[1]
-    assert grade.verdict == "hallucinated"
-    assert [(g.verdict, g.type, g.severity) for g in grade.labels] == [
+    assert answers(widget, 0) == ["hallucinated"]
+    labels = widget.session.state.items[0].labels
+    assert [(g.verdict, g.type, g.severity) for g in labels.values()] == [
         ("supported", None, None), ("hallucinated", "detail", "major"),
     ]  # fmt: skip
     assert widget.session.current != first and "Item 2 of 15" in visible(widget)
@@ -66,33 +48,31 @@ def test_keys_grade_sentence_by_sentence_and_enter_saves_and_goes_on(tmp_path):
 
 def test_every_sentence_grade_is_on_the_disk_before_the_item_is_saved(tmp_path):
     widget = open_widget(tmp_path)
-    widget.buttons["verdict_supported"].click()
-    assert '"verdict":"supported"' in widget.session.events_path.read_text()
+    widget.press("verdict_supported")
+    assert '"verdict":"supported"' in widget.session.path.read_text()
     again = open_widget(tmp_path)  # a new kernel
-    assert list(again.labels()) == ["s1"] and again.selected == "s2"
-    assert again.session.progress.graded == 0
+    assert list(again.labels) == ["s1"] and again.selected == "s2"
+    assert again.session.state.progress()["graded"] == 0
 
 
 def test_undo_takes_back_one_sentence_then_the_one_before(tmp_path):
     widget = open_widget(tmp_path)
-    assert widget.buttons["go_undo"].why_not
+    assert widget.buttons["go_undo"]["why_not"]
     press(widget, "1", "3", "Enter", "u")
-    assert widget.session.progress.graded == 0 and list(widget.labels()) == ["s1", "s2"]
+    assert widget.session.state.progress()["graded"] == 0 and list(widget.labels) == ["s1", "s2"]
     assert widget.message == ["status", "Taken back: grade on item 1."]
     press(widget, "u")
-    assert list(widget.labels()) == ["s1"] and widget.selected == "s2"
+    assert list(widget.labels) == ["s1"] and widget.selected == "s2"
     press(widget, "u", "u")
-    assert not widget.labels() and "nothing to undo" in visible(widget)
+    assert not widget.labels and "nothing to undo" in visible(widget)
 
 
 def test_a_whole_summary_is_graded_by_one_key_in_quick_mode(tmp_path):
     widget = open_widget(tmp_path, quick=True)
     assert "General knowledge" not in visible(widget) and "type_" not in visible(widget)
-    widget.buttons["verdict_hallucinated"].click()
+    widget.press("verdict_hallucinated")
     press(widget, "3")
-    assert [widget.session.state.entries[i].grades[1].verdict for i in (0, 1)] == [
-        "hallucinated", "unsure",
-    ]  # fmt: skip
+    assert answers(widget, 0, 1) == ["hallucinated", "unsure"]
     press(widget, "q")
     assert not widget.quick and "not graded yet" in visible(widget)
 
@@ -101,22 +81,22 @@ def test_saving_with_a_sentence_left_is_refused_aloud_and_goes_there(tmp_path):
     widget = open_widget(tmp_path)
     press(widget, "ArrowDown", "1", "ArrowDown", "Enter")
     assert widget.message[0] == "alert" and "Not graded yet: s1" in widget.message[1]
-    assert widget.selected == "s1" and widget.session.progress.graded == 0
+    assert widget.selected == "s1" and widget.session.state.progress()["graded"] == 0
 
 
 def test_a_type_is_refused_for_a_sentence_that_is_not_hallucinated(tmp_path):
     widget = open_widget(tmp_path)
-    saved = widget.session.saved_events
+    saved = len(widget.session.log.actions)
     press(widget, "d")
     assert "only for a hallucinated sentence" in widget.message[1]
-    assert widget.session.saved_events == saved
+    assert len(widget.session.log.actions) == saved
 
 
 def test_another_verdict_forgets_the_type_of_the_one_before(tmp_path):
     widget = open_widget(tmp_path)
     press(widget, "2", "f", "4")
-    assert widget.labels()["s1"].verdict == "general_knowledge"
-    assert widget.labels()["s1"].type is None
+    assert widget.labels["s1"].verdict == "general_knowledge"
+    assert widget.labels["s1"].type is None
 
 
 def test_what_was_meant_for_another_item_is_left_undone(tmp_path):
@@ -124,28 +104,28 @@ def test_what_was_meant_for_another_item_is_left_undone(tmp_path):
     place = widget.place
     widget.receive({"key": "1", "place": place})
     widget.receive({"key": "1", "place": place})  # sent before the next item was seen
-    assert widget.session.progress.graded == 1
+    assert widget.session.state.progress()["graded"] == 1
     assert widget.answered == 3  # yet every message is answered
 
 
 def test_skip_goes_on_and_the_skipped_are_offered_at_the_end(tmp_path):
-    widget = open_widget(tmp_path, quick=True, items=4, repeat_share=0)
-    assert not widget.buttons["go_revisit"].is_shown
+    widget = open_widget(tmp_path, quick=True, items=4, share=0)
+    assert not widget.buttons["go_revisit"]["shown"]
     press(widget, "s", "1", "1", "1")
-    assert "Finished" in visible(widget) and widget.buttons["verdict_supported"].why_not
+    assert "Finished" in visible(widget) and widget.buttons["verdict_supported"]["why_not"]
     press(widget, "1")
     assert "every item is done" in widget.message[1]
     press(widget, "v")
     assert "Item 1 of 4" in visible(widget) and "Skipped" in visible(widget)
     press(widget, "3")
-    assert widget.session.progress.unfinished == 0
+    assert widget.session.state.progress()["graded"] == 4
 
 
 def test_a_line_torn_by_a_crash_is_announced_when_the_session_is_opened(tmp_path):
     widget = open_widget(tmp_path, quick=True)
-    widget.enter("note", "dose?")
+    widget.receive({"field": "note", "text": "dose?", "place": 0})
     press(widget, "1")
-    path = widget.session.events_path
+    path = widget.session.path
     path.write_bytes(path.read_bytes()[:-5])
     again = open_widget(tmp_path)
     assert again.message[0] == "alert" and "torn by a crash" in again.message[1]
@@ -154,12 +134,12 @@ def test_a_line_torn_by_a_crash_is_announced_when_the_session_is_opened(tmp_path
 
 def test_text_with_markup_is_shown_as_text(tmp_path):
     bad = '<script>alert(1)</script> BP < 120 & "stable".'
-    rows = [row | {"context": bad, "text": bad} for row in make_rows()]
+    rows = {place: {"context": bad, "text": bad} for place in make_rows()}
     for mode, quick in (("single", False), ("single", True), ("ab", False)):
         widget = open_widget(
-            tmp_path / f"{mode}{quick}", rows, quick, assessor="<b>Ann</b>", mode=mode
+            tmp_path / f"{mode}{quick}", quick, rows=rows, assessor="<b>Ann</b>", mode=mode
         )
-        widget.enter("note", '"><script>')
+        widget.receive({"field": "note", "text": '"><script>', "place": 0})
         for html in (visible(widget), widget.static_html()):
             assert "<script" not in html and "<b>Ann" not in html
         assert "&amp;" in visible(widget) and "BP < 120" not in visible(widget)
@@ -178,7 +158,7 @@ def test_what_cannot_be_saved_is_said_and_nothing_is_counted(tmp_path):
     open_widget(tmp_path)  # the cell is run again: the newer view has the session now
     press(widget, "1")
     assert widget.message[0] == "alert" and "opened again elsewhere" in widget.message[1]
-    assert widget.session.progress.graded == 0
+    assert widget.session.state.progress()["graded"] == 0
 
 
 def test_note_and_omissions_are_saved_as_entered_and_stay_with_their_item(tmp_path):
@@ -188,17 +168,15 @@ def test_note_and_omissions_are_saved_as_entered_and_stay_with_their_item(tmp_pa
     widget.receive({"field": "omissions", "text": "allergy; age ;", "place": 0})
     press(widget, "1", "1", "Enter")
     assert 'value="dose?"' not in visible(widget) and "allergy" not in visible(widget)
-    entry = widget.session.state.entries[0]
-    assert entry.note == "dose?"
-    assert [(o.text, o.severity) for o in entry.grades[1].omissions] == [
-        ("allergy", "major"), ("age", "major"),
-    ]  # fmt: skip
+    state = widget.session.state.items[0]
+    assert state.note == "dose?" and state.omissions == ["allergy", "age"]
+    assert state.omitted.severity == "major"
 
 
 def test_a_flag_is_put_on_and_taken_off(tmp_path):
     widget = open_widget(tmp_path)
     press(widget, "g")
-    assert "1 flagged" in visible(widget) and widget.buttons["go_flag"].pressed
+    assert "1 flagged" in visible(widget) and widget.buttons["go_flag"]["pressed"]
     press(widget, "g")
     assert "flagged" not in visible(widget).lower()
 
@@ -208,13 +186,13 @@ def test_ab_mode_shows_two_summaries_and_takes_a_preference(tmp_path):
     assert "Summary 1" in visible(widget) and "Summary 2" in visible(widget)
     assert "verdict_supported" not in widget.buttons
     press(widget, "1", "5")
-    given = [widget.session.state.entries[i].preference.preference for i in (0, 1)]
+    given = [widget.session.state.items[i].answer.preference for i in (0, 1)]
     assert given == [-2, 2]
 
 
 def test_suggestions_are_hidden_until_asked_for_and_that_they_were_seen_is_recorded(tmp_path):
     def judge(item, text):
-        return Judged(errors=((text.index("Takes"), len(text), "detail"),))
+        return Judged([(text.index("Takes"), len(text), "detail")])
 
     widget = open_widget(tmp_path, suggest=judge)
     assert "objects" not in visible(widget)
@@ -222,34 +200,48 @@ def test_suggestions_are_hidden_until_asked_for_and_that_they_were_seen_is_recor
     assert visible(widget).count("objects (detail)") == 1
     assert visible(widget).count("detector: no objection") == 1
     press(widget, "1", "h", "Enter", "1", "1", "Enter")
-    grades = [e for e in widget.session._log.events if e.action == "grade"]
-    assert [e.suggested for e in grades] == [None, True, True, None, None, None]
+    actions = Log.read(widget.session.path).actions
+    grades = [action for action in actions if action.do in ("label", "grade")]
+    assert [g.suggested for g in grades] == [None, True, True, None, None, None]
 
 
 def test_no_two_buttons_share_a_key_and_every_button_shows_its_own(tmp_path):
     for mode in ("single", "ab"):
         widget = open_widget(tmp_path / mode, suggest=lambda *_: Judged(), mode=mode)
-        keys = [button.key for button in widget.buttons.values()]
+        keys = [button["key"] for button in widget.buttons.values()]
         assert all(keys) and len(keys) == len(set(keys)) and keys == widget.shortcuts
         shown = re.findall(r'<button .*?class="hlw-b.*?</button>', visible(widget))
-        assert len(shown) == sum(button.is_shown for button in widget.buttons.values())
+        assert len(shown) == sum(button["shown"] for button in widget.buttons.values())
         assert all("<kbd>" in html and "aria-keyshortcuts" in html for html in shown)
 
 
 def test_numbers_and_terms_of_a_sentence_are_marked_in_the_note():
-    marked = mark_terms("BP <120/80, HR 80. Cysts on the left.", "BP 120/80, left cyst.")
-    assert re.findall("<mark>(.*?)</mark>", marked) == ["120/80", "Cysts", "left"]
-    assert "BP &lt;<mark>" in marked
-    assert find_terms("Takes 2.5 mg of the drug.") == {"2.5", "drug"}
-    assert "<mark>" not in mark_terms("5 mg and 15 mg", "1 mg")  # whole numbers only
+    def marked(note, sentence):
+        pieces = mark_terms(note, sentence)
+        assert "".join(text for text, _ in pieces) == note
+        return [text for text, is_marked in pieces if is_marked]
+
+    assert marked("BP <120/80, HR 80. Cysts on the left.", "BP 120/80, left cyst.") == [
+        "BP", "120/80", "Cysts", "left",
+    ]  # fmt: skip
+    assert marked("It takes 2.5 mg of the drug.", "Takes 2.5 of the drug.") == ["2.5", "drug"]
+    assert marked("5 and 15 mg", "1") == []  # whole numbers only
+
+
+def test_the_words_of_the_chosen_sentence_are_marked_in_the_note(tmp_path):
+    rows = {place: row | {"context": "Takes <0.5 mg."} for place, row in make_rows().items()}
+    widget = open_widget(tmp_path, rows=rows)
+    assert "<mark>" not in visible(widget)
+    press(widget, "ArrowDown")
+    assert "&lt;<mark>0.5</mark>" in visible(widget)
 
 
 def test_the_static_picture_holds_the_texts_and_labels_and_no_script(tmp_path):
     widget = open_widget(tmp_path)
     html = widget._repr_mimebundle_()[0]["text/html"]
-    assert widget.session.current.sentences()[0].text in html and "static picture" in html
+    assert widget.session.current.sentences[0].text in html and "static picture" in html
     for button in widget.buttons.values():
-        assert not button.is_shown or button.text.replace("&", "&amp;") in html
+        assert not button["shown"] or button["text"].replace("&", "&amp;") in html
     assert "<script" not in html and "http" not in html and "<button" not in html
 
 
@@ -258,17 +250,15 @@ def test_practice_tells_after_each_item_what_the_key_says_and_is_no_assessment(t
     run = Run.open(tmp_path, recipe)
     widget = AssessmentWidget(open_practice(run, recipe, "Ann"), feedback=explain_grades)
     press(widget, "1", "1", "Enter")
+    assert "1 of 2 sentences as in the key" in widget.message[1]
     assert "s2 is hallucinated, detail: the note says 20 mg" in widget.message[1]
     press(widget, "2", "x", "ArrowDown", "1", "Enter")
-    assert "all as in the key" in widget.message[1]
-    assert score_practice(widget.session) == (3, 4)
+    assert "2 of 2 sentences as in the key. Item 3" in widget.message[1]
     assert not list(run.path("assessment").glob("*.events.jsonl"))
 
 
 def test_every_practice_item_has_a_key_for_every_sentence_and_every_error_type_is_met(tmp_path):
     recipe = load_recipe("tiny-cpu")
     session = open_practice(Run.open(tmp_path, recipe), recipe)
-    keys = [(entry, key_of(entry)) for entry in session.entries]
-    assert all(len(entry.sentences()) == len(key) for entry, key in keys)
-    met = {kind for _, key in keys for _, kind, _ in key}
-    assert met == {None, *ERROR_TYPES} - {"other"}
+    judged = [judge_practice(item.item_id, item.summaries[0]) for item in session.items]
+    assert {kind for found in judged for *_, kind in found.errors} == {*ERROR_TYPES} - {"other"}
