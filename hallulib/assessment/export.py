@@ -20,7 +20,7 @@ from hallulib.assessment.analyse import keep_current, read_logs, tabulate
 from hallulib.assessment.queue import split_sentences
 from hallulib.assessment.session import read_generations
 from hallulib.errors import SessionError
-from hallulib.files import write_text_atomic
+from hallulib.files import write_jsonl, write_text_atomic
 from hallulib.run import Run
 
 GRADED = {"verdict", "type", "severity"}
@@ -36,13 +36,14 @@ def export_assessment(run: Run) -> dict[str, Path]:
     singles = [row for row in rows if row["mode"] == "single"]
     contents = {
         "grades.csv": write_csv(rows),
-        "grades.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
         "label_studio.json": json.dumps(to_label_studio(singles), indent=1, ensure_ascii=False),
         "label_studio.xml": Path(__file__).with_name("label_studio.xml").read_text("utf-8"),
     }
+    folder = run.path("assessment/export")
     for name, content in contents.items():
-        write_text_atomic(run.path("assessment/export") / name, content)
-    return {name: run.path("assessment/export") / name for name in contents}
+        write_text_atomic(folder / name, content)
+    write_jsonl(folder / "grades.jsonl", rows)
+    return {name: folder / name for name in ("grades.jsonl", *contents)}
 
 
 def add_texts(grades: pd.DataFrame, run: Run) -> pd.DataFrame:

@@ -20,10 +20,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hallulib.assessment.queue import Place
 from hallulib.errors import SessionError
-from hallulib.files import display_path, sha256_text, storage_guard, write_text_atomic
+from hallulib.files import (
+    display_path,
+    sha256_file,
+    sha256_text,
+    storage_guard,
+    write_json_atomic,
+    write_jsonl,
+)
 
 VERSION = 2
-KEY = (".events.jsonl", ".key.json")
 Do = Literal["label", "grade", "prefer", "omit", "skip", "flag", "note", "show", "suggest", "undo",
              "unblind", "torn"]  # fmt: skip
 Verdict = Literal["supported", "hallucinated", "unsure", "general_knowledge"]
@@ -85,10 +91,10 @@ class Log:
     @staticmethod
     def start(path: Path, header: dict[str, Any], queue: list[Place]) -> None:
         """Write the key, then the header that seals it. A salt keeps the key from being guessed."""
-        key = json.dumps({"salt": secrets.token_hex(16), "queue": queue}, indent=1) + "\n"
-        write_text_atomic(path.with_name(path.name.replace(*KEY)), key)
-        sealed = {"version": VERSION, **header, "key_sha256": sha256_text(key), "created": _now()}
-        write_text_atomic(path, json.dumps(sealed, ensure_ascii=False) + "\n")
+        key = path.with_suffix("").with_suffix(".key.json")
+        write_json_atomic(key, {"salt": secrets.token_hex(16), "queue": queue})
+        sealed = {"version": VERSION, **header, "key_sha256": sha256_file(key), "created": _now()}
+        write_jsonl(path, [sealed])
 
     @classmethod
     def read(cls, path: Path) -> Log:
@@ -245,7 +251,7 @@ class State:
 
 
 def _read_key(path: Path, sealed: str | None) -> list[Place]:
-    key = path.with_name(path.name.replace(*KEY))
+    key = path.with_suffix("").with_suffix(".key.json")
     text = key.read_text("utf-8") if key.exists() else ""
     if sha256_text(text) != sealed:
         state = "not the one the session was sealed with" if text else "missing"

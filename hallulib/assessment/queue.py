@@ -58,8 +58,7 @@ class Item:
 def split_sentences(text: str) -> list[Sentence]:
     """The detectors' sentences, each with the marks that end it."""
     spans = [
-        (start, end + len(re.match(r"[.!?;)\]]*", text[end:]).group()))
-        for start, end in find_sentences(text)
+        (start, len(text) - len(text[end:].lstrip(".!?;)]"))) for start, end in find_sentences(text)
     ]
     return [Sentence(f"s{n}", *span, text[slice(*span)]) for n, span in enumerate(spans, start=1)]
 
