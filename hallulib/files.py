@@ -124,17 +124,20 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON Lines file. Raises DataError naming the line that is not JSON."""
-    rows = []
+    advice = f"delete {display_path(path)} and run the notebook that writes it again"
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path.name}, line {number}: not JSON ({error.msg})",
-                    f"delete {display_path(path)} and run the notebook that writes it again",
-                ) from error
-    return rows
+        return [row for _, row in parse_lines(file, path.name, advice)]
+
+
+def parse_lines(lines: Iterable[str], name: str, advice: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of JSON Lines, blank ones left out. Raises DataError with `advice`
+    at the first line of file `name` that is not JSON."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{name}, line {number}: not JSON ({error.msg})", advice) from error
 
 
 def recover_lines(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hallulib.data.audit import audit_splits, describe_cuts, refuse_cut_rows
+from hallulib.data.audit import audit_splits, refuse_cut_rows
+from hallulib.data.lengths import describe_cuts
 from hallulib.data.medhal import join_twins, stream_medhal_rows
 from hallulib.data.own import stream_own_rows
 from hallulib.data.prepare import DataResult, load_data_result, prepare_data

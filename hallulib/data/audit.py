@@ -1,7 +1,4 @@
-"""The audit of the data: lengths, cuts, damage, leaks. Written down before anything is trained.
-
-Lengths and cuts are counted for rows and for preference pairs alike.
-"""
+"""The audit of the data: lengths, cuts, damage, leaks. Written down before anything is trained."""
 
 from __future__ import annotations
 
@@ -16,89 +13,15 @@ import pandas as pd
 from ftfy import is_bad
 
 from hallulib.clinic import KINDS, check
+from hallulib.data import lengths
 from hallulib.data.schema import Row, read_facts
 from hallulib.data.splits import find_leaks, find_near_leaks
 from hallulib.errors import DataError
-from hallulib.models import render_prompt
 from hallulib.rates import rate
 
-PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
-BATCH = 128  # texts tokenised at a time
 BINS = 30
 EXAMPLES = 3  # ids named per finding
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|&(?:[a-z]{2,8}|#\d{1,5});")
-
-
-def count_tokens(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-    """Tokens per text, without added special tokens: shape (len(texts),)."""
-    lengths: list[int] = []
-    for start in range(0, len(texts), BATCH):  # a token takes a hundred bytes until it is counted
-        batch = list(texts[start : start + BATCH])
-        ids = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-        lengths += map(len, ids)
-    return np.array(lengths, dtype=int)
-
-
-def count_prompt_tokens(tokenizer: Any, prompts: Sequence[str]) -> np.ndarray:
-    """Tokens of each prompt as the model sees it, after the chat template."""
-    return count_tokens(tokenizer, [render_prompt(tokenizer, prompt) for prompt in prompts])
-
-
-def count_completion_tokens(tokenizer: Any, completions: Sequence[str]) -> np.ndarray:
-    """Tokens of each completion, its end token included."""
-    return count_tokens(tokenizer, completions) + 1
-
-
-def summarise_lengths(lengths: np.ndarray) -> dict[str, float] | None:
-    """{min, mean, p5 ... p99, max} of token counts, or None where there are none."""
-    if not len(lengths):
-        return None
-    cut_points = {f"p{p}": float(np.percentile(lengths, p)) for p in PERCENTILES}
-    return {
-        "min": int(lengths.min()), "mean": round(float(lengths.mean()), 1), **cut_points,
-        "max": int(lengths.max()),
-    }  # fmt: skip
-
-
-def describe_cuts(
-    prompts: np.ndarray, completions: np.ndarray, max_length: int
-) -> dict[str, int | float]:
-    """What max_length does to rows of a prompt and a completion, by the end that is cut.
-
-    cut, cut_share: rows that do not fit. Cut at the end, as many trainers do, they lose label
-    tokens: `label_tokens_lost` is their share of all, `labels_all_lost` the rows without any left.
-    Cut in the prompt instead, they lose `prompt_tokens_lost` (a share) of what the note says, and
-    `completion_too_long` cannot be saved at all. This course leaves such rows out.
-    """
-    over = np.maximum(prompts + completions - max_length, 0)
-    lost = np.minimum(over, completions)
-    return {
-        "cut": int((over > 0).sum()),
-        "cut_share": float((over > 0).mean()),
-        "label_tokens_lost": float(lost.sum() / completions.sum()),
-        "labels_all_lost": int((lost == completions).sum()),
-        "prompt_tokens_lost": float(np.minimum(over, prompts).sum() / prompts.sum()),
-        "completion_too_long": int((completions >= max_length).sum()),
-    }
-
-
-def describe_length_bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float] | None:
-    """How much longer the rejected side is, in tokens, or None without pairs.
-
-    `preferred_shorter` is the share of pairs that a rule "take the shorter one" gets right, ties
-    half: 0.5 means that length tells nothing about the label.
-    """
-    if not len(chosen):
-        return None
-    gap = rejected - chosen
-    shorter = (gap > 0).mean() + (gap == 0).mean() / 2
-    return {
-        "pairs": len(gap),
-        "chosen_mean": round(float(chosen.mean()), 2),
-        "rejected_mean": round(float(rejected.mean()), 2),
-        "mean_gap": round(float(gap.mean()), 3),
-        "preferred_shorter": round(float(shorter), 4),
-    }
 
 
 def audit_splits(
@@ -124,9 +47,9 @@ def audit_splits(
 def _audit_rows(rows: Sequence[Row], tokenizer: Any, max_length: int) -> dict[str, Any]:
     frame = pd.DataFrame(rows)
     paired = (frame["rejected"] != "").to_numpy()
-    prompts = count_prompt_tokens(tokenizer, list(frame["prompt"]))
-    references = count_completion_tokens(tokenizer, list(frame["reference"]))
-    rejected = count_completion_tokens(tokenizer, list(frame["rejected"][paired]))
+    prompts = lengths.count_prompt_tokens(tokenizer, list(frame["prompt"]))
+    references = lengths.count_completion_tokens(tokenizer, list(frame["reference"]))
+    rejected = lengths.count_completion_tokens(tokenizer, list(frame["rejected"][paired]))
     total = prompts + references
     sides = {"prompt": prompts, "reference": references, "rejected": rejected, "total": total}
     sources = frame[["source"]].assign(rows=1, cut=total > max_length, with_rejected=paired)
@@ -137,9 +60,9 @@ def _audit_rows(rows: Sequence[Row], tokenizer: Any, max_length: int) -> dict[st
         "rows": len(frame),
         "groups": frame["group_id"].nunique(),
         "styles": frame["style"][frame["style"] != ""].value_counts().to_dict(),
-        **{f"{side}_tokens": summarise_lengths(n) for side, n in sides.items()},
-        **describe_cuts(prompts, references, max_length),
-        "length_bias": describe_length_bias(references[paired], rejected),
+        **{f"{side}_tokens": lengths.summarise_lengths(n) for side, n in sides.items()},
+        **lengths.describe_cuts(prompts, references, max_length),
+        "length_bias": lengths.describe_length_bias(references[paired], rejected),
         "sources": sources.groupby("source").sum().to_dict("index"),
         "duplicate_contexts": int(frame["context"].duplicated().sum()),
         "duplicate_references": int(frame["reference"].duplicated().sum()),

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from charset_normalizer import from_bytes
 
 from hallulib.errors import DataError
-from hallulib.files import display_path
+from hallulib.files import display_path, parse_lines
 
 Record = dict[str, Any]
 # UTF-32 first: its mark begins with that of UTF-16.
@@ -122,15 +122,7 @@ def _read_csv(text: str, name: str) -> Iterator[tuple[int, Record]]:
 
 
 def _read_jsonl(text: str, name: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(io.StringIO(text), start=1):
-        try:
-            if line.strip():
-                yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{name}, line {number}: not JSON ({error.msg})",
-                "write one complete JSON object per line",
-            ) from error
+    return parse_lines(io.StringIO(text), name, "write one complete JSON object per line")
 
 
 def _read_json(text: str, name: str) -> Iterator[tuple[int, Any]]:

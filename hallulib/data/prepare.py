@@ -20,8 +20,7 @@ from hallulib.files import display_path, resolve_path, write_json_atomic
 from hallulib.models import load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DataSection
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 
 Splits = dict[str, list[Row]]
 

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from hallulib.data.audit import (
+from hallulib.data.lengths import (
     count_completion_tokens,
     count_prompt_tokens,
     describe_cuts,

@@ -10,13 +10,8 @@ from data_factory import TEMPLATE, make_text, open_run, plain_row, write_jsonl
 
 from hallulib.clinic import HELD_OUT_STYLE, check
 from hallulib.data import COLUMNS, SPLITS, load_data_result, prepare_data, read_facts
-from hallulib.data.audit import (
-    audit_splits,
-    describe_cuts,
-    describe_length_bias,
-    find_damage,
-    refuse_cut_rows,
-)
+from hallulib.data.audit import audit_splits, find_damage, refuse_cut_rows
+from hallulib.data.lengths import describe_cuts, describe_length_bias
 from hallulib.data.schema import build_prompt
 from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError
