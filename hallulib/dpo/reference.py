@@ -29,12 +29,12 @@ from hallulib.dpo.batching import TokenPair, load_pairs
 from hallulib.dpo.logprobs import TOLERANCE, Row, choose_layout, compute_logps
 from hallulib.errors import GateFailed, HallulibError
 from hallulib.files import display_path, replace_file, sha256_text, write_json_atomic
+from hallulib.meter import explain_out_of_memory
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import ModelSection
 from hallulib.run import Run
 from hallulib.stage import stage
-from hallulib.watch import explain_out_of_memory
 
 TABLE = "CREATE TABLE IF NOT EXISTS rows (address BLOB, chosen BLOB, rejected BLOB, checksum INT)"
 # What sqlite says of a file that it could read and that is not, or no longer, our database.
@@ -75,7 +75,8 @@ def cache_reference(recipe: Recipe, run: Run) -> ReferenceResult:
     cache = ReferenceCache.open(run.path("reference"), recipe.model, policy, tokenizer)
     layout = choose_layout(policy, pairs, pad_id, recipe.dpo.prefix_sharing, recipe.model.dtype)
     print(layout)
-    with explain_out_of_memory("reference", max(pair.length for pair in pairs)):
+    longest = max(pair.length for pair in pairs)
+    with explain_out_of_memory("reference", longest, run.path("budget/reference.json")):
         computed = cache.fill(policy, pairs, pad_id, recipe.reference.batch_size, layout.shared)
     distinct = len({pair.address for pair in pairs})
     notes = {
