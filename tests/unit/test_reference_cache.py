@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hallulib.adapters import lora_parameters
 from tiny_model import copy_sft_run, make_recipe, make_texts, record_pairs
 
 from hallulib.dpo import reference
@@ -22,7 +21,7 @@ from hallulib.dpo.logprobs import completion_logps
 from hallulib.dpo.reference import ReferenceCache, cache_reference
 from hallulib.errors import GateFailed, HallulibError
 from hallulib.files import sha256_tree
-from hallulib.models import load_policy, load_tokenizer
+from hallulib.models import load_policy, load_tokenizer, lora_parameters
 
 pytestmark = pytest.mark.unit
 
