@@ -180,7 +180,8 @@ def train_arm(
     longest = max(pair.length for pair in start.pairs)
     with explain_out_of_memory("dpo", longest, run.path("budget/dpo.json")):
         train(policy, make_task(start, arm, section), section, log, recipe.seed, guardrail)
-    kept = guardrail.load_best() if section.guardrail_patience else log.rows[-1]["step"]
+    stops_early = section.guardrail_patience and section.guardrail_notes
+    kept = guardrail.load_best() if stops_early else log.rows[-1]["step"]
     notes = start.notes | {
         "metrics": log.values_at(kept, "eval_", "guardrail/"),
         "steps": log.rows[-1]["step"],

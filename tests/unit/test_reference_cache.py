@@ -22,7 +22,7 @@ from hallulib.dpo.logprobs import completion_logps
 from hallulib.dpo.reference import ReferenceCache, cache_reference
 from hallulib.errors import GateFailed, HallulibError
 from hallulib.files import sha256_tree
-from hallulib.models import load_policy, load_tokenizer
+from hallulib.models import load_policy, load_tokenizer, lora_parameters
 
 pytestmark = pytest.mark.unit
 
