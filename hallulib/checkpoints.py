@@ -1,4 +1,4 @@
-"""What survives an interruption of training: the log, the checkpoints, and the step that ends."""
+"""What a training leaves on the disk: its log, its checkpoints, and in the end the adapter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hallulib.files import (
 )
 from hallulib.models import save_adapter
 from hallulib.processes import is_main_process, process_rank, wait_for_all
+from hallulib.run import Run
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.json"  # written last: a checkpoint without it does not count
@@ -87,39 +89,24 @@ def name_checkpoint(folder: Path, step: int) -> Path:
     return folder / f"checkpoint-{step}"
 
 
-def find_last_step(folder: Path) -> int:
-    """Return the step of the newest complete checkpoint, 0 without one.
-
-    One that was cut off while it was written does not count.
-    """
-    complete = [path.parent.name for path in folder.glob(f"checkpoint-*/{STATE_FILE}")]
-    return max((int(name.rpartition("-")[2]) for name in complete), default=0)
-
-
 def save_checkpoint(
-    policy: PeftModel,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    log: Log,
-    step: int,
-    reference: str,
+    policy: PeftModel, optimizer: Optimizer, scheduler: LRScheduler, log: Log, state: dict[str, Any]
 ) -> None:
     """Save adapter, optimiser, schedule and random states; this checkpoint and the best are kept.
 
-    The base model is not in it. Raises GateFailed when a weight is no number any more.
+    `state` has the `step`; it is written last. The base model is in no checkpoint. Raises
+    GateFailed when a weight is no number any more.
     """
     if any(not p.isfinite().all() for p in policy.parameters() if p.requires_grad):
-        raise GateFailed(
-            "Training led to weights that are not numbers.", "Lower the learning rate."
-        )
-    path = name_checkpoint(log.folder, step)
+        raise GateFailed("Training led to weights that are no numbers.", "Lower the learning rate.")
+    path = name_checkpoint(log.folder, state["step"])
     if is_main_process():
         save_adapter(policy, path)
     wait_for_all()
-    save_accelerator_state(path, [], [optimizer], [scheduler], [], process_rank(), step)
+    save_accelerator_state(path, [], [optimizer], [scheduler], [], process_rank(), state["step"])
     wait_for_all()
     if is_main_process():
-        write_json_atomic(path / STATE_FILE, {"step": step, "reference": reference})
+        write_json_atomic(path / STATE_FILE, state)
         kept = {path, name_checkpoint(log.folder, log.find_best_step())}
         for old in set(log.folder.glob("checkpoint-*")) - kept:
             shutil.rmtree(old)
@@ -127,17 +114,18 @@ def save_checkpoint(
 
 def load_checkpoint(
     policy: PeftModel, optimizer: Optimizer, scheduler: LRScheduler, folder: Path, reference: str
-) -> int:
-    """Put everything back as it was at the last checkpoint; returns its step, 0 without one.
+) -> dict[str, Any]:
+    """Put everything back as it was at the newest complete checkpoint; returns its state, {"step":
+    0} without one. One that was cut off while it was written does not count.
 
     Raises GateFailed where it was trained against another reference than `reference`.
     """
-    step = find_last_step(folder)
+    complete = [json.loads(file.read_text("utf-8")) for file in folder.glob(f"*/{STATE_FILE}")]
+    state = max(complete, key=lambda state: state["step"], default={"step": 0})
     wait_for_all()  # everybody has seen the same one
-    if not step:
-        return 0
-    path = name_checkpoint(folder, step)
-    began_with = json.loads((path / STATE_FILE).read_text("utf-8"))["reference"]
+    if not state["step"]:
+        return state
+    path, began_with = name_checkpoint(folder, state["step"]), state["reference"]
     if began_with != reference:
         raise GateFailed(
             f"{display_path(path)} was trained against reference {began_with[:12] or 'none'}, and "
@@ -147,7 +135,33 @@ def load_checkpoint(
     print(f"resuming from {display_path(path)}")
     policy.load_adapter(str(path), "default", is_trainable=True)
     load_accelerator_state(path, [], [optimizer], [scheduler], [], process_rank())
-    return step
+    return state
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter. `notes` go into the manifest; `metrics` among them are those of the step
+    that was kept: eval_*, and guardrail/* where there was one."""
+
+    adapter: Path
+    notes: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.notes["metrics"]
+
+
+def load_trained(run: Run, name: str) -> Trained:
+    """Read the result of a finished training stage back from the run."""
+    return Trained(run.path(f"{name}/adapter"), run.manifest["stages"][name]["notes"])
+
+
+def write_trained(policy: PeftModel, log: Log, folder: Path, notes: dict[str, Any]) -> Trained:
+    """Write `folder`/adapter and `folder`/metrics.jsonl, and return what was made."""
+    if is_main_process():
+        save_adapter(policy, folder / "adapter")
+        write_jsonl(folder / METRICS_FILE, log.rows)
+    return Trained(folder / "adapter", notes)
 
 
 @contextmanager

@@ -71,8 +71,10 @@ def generate_summaries(
         chosen = order[start : start + rows]
         draws = None
         if temperature > 0:
-            draws = [_draw(seed, prompts[i], num_samples, max_new_tokens) for i in chosen]
-        batch = _Batch(model, tokenizer, [encoded[i] for i in chosen], num_samples, max_new_tokens)
+            draws = [draw_numbers(seed, prompts[i], num_samples, max_new_tokens) for i in chosen]
+        batch = GenerationBatch(
+            model, tokenizer, [encoded[i] for i in chosen], num_samples, max_new_tokens
+        )
         with fold_adapter(model):
             decoded = batch.run(temperature, draws)
         for i, tokens in zip(chosen, decoded, strict=True):
@@ -92,8 +94,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=False).input_ids
 
 
-def _draw(seed: int, prompt: str, num_samples: int, length: int) -> np.ndarray:
-    """Uniform numbers (num_samples, length) that depend on seed, prompt and sample only."""
+def draw_numbers(seed: int, prompt: str, num_samples: int, length: int) -> np.ndarray:
+    """Return uniform numbers (num_samples, length) that depend on seed, prompt and sample only."""
     rows = []
     for sample in range(num_samples):
         key = int.from_bytes(sha256(f"{seed}\0{sample}\0{prompt}".encode()).digest()[:16], "big")
@@ -145,7 +147,7 @@ class _RoomyLayer(DynamicLayer):
         return states.new_empty((rows, heads, self.capacity, size))
 
 
-class _Batch:
+class GenerationBatch:
     """Prompts decoded together: rows of one prompt each, `samples` columns a row."""
 
     def __init__(
@@ -177,11 +179,11 @@ class _Batch:
         tokens = torch.full((count, self.samples, steps), self.pad_id, device=self.device)
         ends = torch.full((count, self.samples), steps, device=self.device)
         live = torch.arange(count, device=self.device)  # which prompt each row of the batch is
-        logits = self._read_prompts()
-        mask = self._build_mask()
+        logits = self.read_prompts()
+        mask = self.build_mask()
         for step in range(steps):
             draw = None if uniform is None else uniform[live, :, step]
-            next_ids = _choose(logits, temperature, draw)
+            next_ids = choose_tokens(logits, temperature, draw)
             open_ = ends[live] == steps
             stops = torch.isin(next_ids, self.stop_ids) & open_
             ends[live] = torch.where(stops, step, ends[live])
@@ -194,13 +196,13 @@ class _Batch:
                 live, next_ids, mask = live[keep], next_ids[keep], mask[keep]
                 for layer in self.cache.layers:
                     layer.keep_rows(keep)
-            logits = self._read_step(next_ids, mask, self.lengths[live] + step, step)
+            logits = self.read_step(next_ids, mask, self.lengths[live] + step, step)
         return [
             [(row[:end], end < steps) for row, end in zip(rows, row_ends, strict=True)]
             for rows, row_ends in zip(tokens.tolist(), ends.tolist(), strict=True)
         ]
 
-    def _read_prompts(self) -> torch.Tensor:
+    def read_prompts(self) -> torch.Tensor:
         """Logits (rows, samples, vocabulary) of the first token; the same for each sample."""
         columns = torch.arange(self.width, device=self.device)
         seen = columns >= self.width - self.lengths[:, None]
@@ -214,7 +216,7 @@ class _Batch:
         ).logits
         return logits.expand(-1, self.samples, -1)
 
-    def _build_mask(self) -> torch.Tensor:
+    def build_mask(self) -> torch.Tensor:
         """Additive mask (rows, 1, samples, capacity): own prompt and own sample's tokens."""
         columns = torch.arange(self.width, device=self.device)
         prompt = columns >= self.width - self.lengths[:, None]
@@ -225,9 +227,10 @@ class _Batch:
         mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
         return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
 
-    def _read_step(
+    def read_step(
         self, ids: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, step: int
     ) -> torch.Tensor:
+        """Logits (rows, samples, vocabulary) of the token after `ids`, the step-th of each."""
         used = self.width + (step + 1) * self.samples
         return self.model(
             input_ids=ids,
@@ -238,7 +241,9 @@ class _Batch:
         ).logits
 
 
-def _choose(logits: torch.Tensor, temperature: float, draw: torch.Tensor | None) -> torch.Tensor:
+def choose_tokens(
+    logits: torch.Tensor, temperature: float, draw: torch.Tensor | None
+) -> torch.Tensor:
     """Next tokens (rows, samples): the most likely, or where `draw` falls on the distribution."""
     if draw is None:
         return logits.argmax(-1)

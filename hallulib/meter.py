@@ -54,13 +54,10 @@ class PeakSampler:
     """
 
     def __init__(self, children: bool = False, interval: float = 0.01) -> None:
-        self._process = psutil.Process()
-        self._children = children
-        self._interval = interval
+        self._process, self._children, self._interval = psutil.Process(), children, interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.peak_bytes = 0
-        self.peak_mps_bytes = 0
+        self.peak_bytes = self.peak_mps_bytes = 0
 
     def start(self) -> PeakSampler:
         """Take the first sample and go on sampling until `stop`."""
@@ -86,8 +83,8 @@ class PeakSampler:
             with suppress(psutil.Error):  # a process that has just ended uses nothing
                 total += process.memory_info().rss
         self.peak_bytes = max(self.peak_bytes, total)
-        mps = None if self._children else _mps()
-        if mps:
+        mps = _loaded("mps")
+        if mps and not self._children:
             self.peak_mps_bytes = max(self.peak_mps_bytes, mps.driver_allocated_memory())
 
 
@@ -98,7 +95,7 @@ def measure(label: str) -> Iterator[Measurement]:
     The figures are filled in also when the block raises.
     """
     result = Measurement(label, rss_before_bytes=psutil.Process().memory_info().rss)
-    cuda = _cuda()
+    cuda = _loaded("cuda")
     if cuda:
         cuda.reset_peak_memory_stats()
     sampler = PeakSampler().start()
@@ -106,7 +103,7 @@ def measure(label: str) -> Iterator[Measurement]:
     try:
         yield result
     finally:
-        cuda = _cuda()
+        cuda = _loaded("cuda")
         if cuda:
             cuda.synchronize()
             result.peak_cuda_bytes = cuda.max_memory_allocated()
@@ -120,17 +117,11 @@ def measure(label: str) -> Iterator[Measurement]:
             result.device = "mps"
 
 
-def _cuda() -> ModuleType | None:
-    """torch.cuda if a stage has loaded torch and a GPU is there; never the reason to load torch."""
+def _loaded(kind: str) -> ModuleType | None:
+    """torch.cuda or torch.mps if such a GPU is there; never the reason to load torch."""
     torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_available() else None
-
-
-def _mps() -> ModuleType | None:
-    """torch.mps if a stage has loaded torch on an Apple GPU."""
-    torch = sys.modules.get("torch")
-    has_mps = torch is not None and torch.backends.mps.is_available()
-    return torch.mps if has_mps else None
+    gpu = getattr(torch, kind, None)
+    return gpu if gpu is not None and gpu.is_available() else None
 
 
 @contextmanager
@@ -145,7 +136,7 @@ def explain_out_of_memory(stage: str, longest: int, budget: Path) -> Iterator[No
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and MPS and CPU raise it plainly
         if not _NO_MEMORY.search(str(error)):
             raise
-        cuda = _cuda()
+        cuda = _loaded("cuda")
         used = cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
         found = [f"at most {used / 2**30:.2f} GiB were in use"]
         as_much = f" and raise {stage}.gradient_accumulation by as much"

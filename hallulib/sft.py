@@ -4,42 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.checkpoints import METRICS_FILE, Log, name_checkpoint
+from hallulib.checkpoints import Log, Trained, load_trained, name_checkpoint, write_trained
 from hallulib.errors import DataError
-from hallulib.files import write_jsonl
 from hallulib.meter import explain_out_of_memory
 from hallulib.models import (
     attach_adapter,
     load_base_model,
     load_tokenizer,
     lora_parameters,
-    save_adapter,
 )
-from hallulib.processes import is_main_process
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 from hallulib.scoring import encode_completion, pad_rows, score_completions
 from hallulib.stage import stage
-from hallulib.training import Metrics, Task, train
-
-
-@dataclass(frozen=True)
-class SftResult:
-    """What SFT made. `metrics` are those of the saved step: eval_loss, eval_token_accuracy."""
-
-    adapter: Path
-    metrics: dict[str, float]
-    best_step: int
-    notes: dict[str, Any] = field(default_factory=dict)
+from hallulib.training import Batch, Metrics, Task, train
 
 
 class TokenRow(NamedTuple):
@@ -53,14 +38,8 @@ class TokenRow(NamedTuple):
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def load_sft_result(run: Run) -> SftResult:
-    """Read the result of a finished SFT back from the run."""
-    notes = run.manifest["stages"]["sft"]["notes"]
-    return SftResult(run.path("sft/adapter"), notes["metrics"], notes["best_step"], notes)
-
-
-@stage("sft", load=load_sft_result, parallel=True)
-def train_sft(recipe: Recipe, run: Run) -> SftResult:
+@stage("sft", load=partial(load_trained, name="sft"), parallel=True)
+def train_sft(recipe: Recipe, run: Run) -> Trained:
     """Fine-tune a LoRA adapter on the reference summaries and save the best step by eval loss.
 
     Writes sft/adapter and sft/metrics.jsonl; keeps the best and the last checkpoint, and resumes
@@ -82,9 +61,6 @@ def train_sft(recipe: Recipe, run: Run) -> SftResult:
         train(policy, task, recipe.sft, log, recipe.seed)
     best = log.find_best_step()
     policy.load_adapter(str(name_checkpoint(log.folder, best)), "default")
-    if is_main_process():
-        save_adapter(policy, run.path("sft/adapter"))
-        write_jsonl(run.path("sft") / METRICS_FILE, log.rows)
     notes = {
         "metrics": log.values_at(best, "eval_"),
         "best_step": best,
@@ -92,7 +68,7 @@ def train_sft(recipe: Recipe, run: Run) -> SftResult:
         "dropped": dropped,
         "trainable_parameters": sum(p.numel() for p in lora_parameters(policy).values()),
     }
-    return SftResult(run.path("sft/adapter"), notes["metrics"], best, notes)
+    return write_trained(policy, log, run.path("sft"), notes)
 
 
 def tokenise_rows(
@@ -126,22 +102,18 @@ def make_task(rows: Sequence[TokenRow], validation: Sequence[TokenRow], pad_id: 
 
     The rate rises over the warm-up, then falls to zero in a straight line.
     """
-    collate = partial(collate_rows, pad_id=pad_id)
-    return Task("sft", rows, validation, collate, measure_batch, {"loss": 1.0}, "linear")
 
+    def collate(rows: Sequence[TokenRow], training: bool) -> Batch:
+        input_ids, mask = pad_rows(rows, pad_id)
+        return {"input_ids": input_ids, "completion_mask": mask, "counts": mask.sum(1)}
 
-def collate_rows(rows: Sequence[TokenRow], training: bool, pad_id: int) -> dict[str, torch.Tensor]:
-    """Return input_ids and completion_mask, (rows, tokens), padded on the right; and counts."""
-    input_ids, mask = pad_rows(rows, pad_id)
-    return {"input_ids": input_ids, "completion_mask": mask, "counts": mask.sum(1)}
+    def measure(
+        model: torch.nn.Module, batch: Batch, token_weight: float
+    ) -> tuple[torch.Tensor, Metrics]:
+        scores = model(score_completions, batch["input_ids"], batch["completion_mask"])
+        return measure_tokens(*scores, token_weight)
 
-
-def measure_batch(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], token_weight: float
-) -> tuple[torch.Tensor, Metrics]:
-    """Return the SFT loss of a batch and its metrics."""
-    scores = model(score_completions, batch["input_ids"], batch["completion_mask"])
-    return measure_tokens(*scores, token_weight)
+    return Task("sft", rows, validation, collate, measure, {"loss": 1.0}, "linear")
 
 
 def measure_tokens(

@@ -78,16 +78,18 @@ def train(
     model = accelerator.prepare_model(InForward(policy), device_placement=False)
     optimizer = make_optimizer(policy.parameters(), section.learning_rate, section.weight_decay)
     scheduler = get_scheduler(task.schedule, optimizer, section.warmup_steps, section.max_steps)
-    begun = load_checkpoint(policy, optimizer, scheduler, log.folder, task.reference)
-    log.start(begun)
-    if not begun:
+    state = load_checkpoint(policy, optimizer, scheduler, log.folder, task.reference)
+    step, is_over = state["step"], state.get("is_over", False)
+    log.start(step)
+    if not step:
         log.write(0, evaluate(policy, task, section.batch_size))
         watch(0, False)
     steps, pace = share_out(task.rows, section, seed), []
-    bar = tqdm(total=section.max_steps, initial=begun, desc=task.name, unit="step")
+    bar = tqdm(total=section.max_steps, initial=step, desc=task.name, unit="step")
 
     with note_signals() as signals:
-        for step in range(begun + 1, section.max_steps + 1):
+        while not is_over:
+            step += 1
             began = time.time()  # not monotonic: that clock may stand still while asleep
             policy.train()
             batches = [task.collate(rows, True) for rows in steps[step - 1]]
@@ -112,17 +114,16 @@ def train(
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
             report_slow_step(step, time.time() - began, pace)
             is_last = step == section.max_steps
-            is_last = watch(step, is_last) or is_last
-            evaluates = is_last or step % section.eval_steps == 0
+            is_over = watch(step, is_last) or is_last
+            evaluates = is_over or step % section.eval_steps == 0
             if evaluates:
                 log.write(step, evaluate(policy, task, section.batch_size))
             interrupted = any(gather_from_all(bool(signals)))
             if evaluates or interrupted or step % section.save_steps == 0:
-                save_checkpoint(policy, optimizer, scheduler, log, step, task.reference)
+                state = {"step": step, "is_over": is_over, "reference": task.reference}
+                save_checkpoint(policy, optimizer, scheduler, log, state)
             if interrupted:
                 raise SystemExit(143) if signal.SIGTERM in signals else KeyboardInterrupt
-            if is_last:
-                break
     bar.close()
     log.close()
 

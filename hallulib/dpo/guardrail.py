@@ -14,8 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from hallulib.checkpoints import Log
-from hallulib.detectors import Detector, Source, get_detector
-from hallulib.files import write_json_atomic
+from hallulib.detectors import Source, get_detector
 from hallulib.generation import generate_summaries, limit_new_tokens
 from hallulib.models import save_adapter
 from hallulib.processes import gather_from_all, is_main_process
@@ -52,30 +51,26 @@ class Guardrail:
         if not self.notes or not (is_last or step % self.section.guardrail_steps == 0):
             return False
         self.log.write(step, self.look())
-        # The main process decides, so that rounding elsewhere cannot part them.
-        waited = gather_from_all(count_since_best(score_checks(self.log.rows)))[0]
         if not self.section.guardrail_patience:
             return False
+        # The main process decides, so that rounding elsewhere cannot part them.
+        waited = gather_from_all(count_since_best(score_checks(self.log.rows)))[0]
         if waited == 0 and is_main_process():
             save_adapter(self.policy, self.best)
-            write_json_atomic(self.best / "step.json", {"step": step})
         return waited >= self.section.guardrail_patience
 
     def load_best(self) -> int:
         """Put the best adapter on the policy; returns the step it was seen at."""
         self.policy.load_adapter(str(self.best), "default", is_trainable=True)
-        return json.loads((self.best / "step.json").read_text("utf-8"))["step"]
+        steps = [row["step"] for row in self.log.rows if "guardrail/answer_rate" in row]
+        return steps[-1 - count_since_best(score_checks(self.log.rows))]
 
     def look(self) -> dict[str, float]:
         """Summarise and judge with the policy as it is now."""
         prompts = [note["prompt"] for note in self.notes]
         limit = limit_new_tokens(self.tokenizer, [note["reference"] for note in self.notes])
         generated = generate_summaries(
-            self.policy,
-            self.tokenizer,
-            prompts,
-            batch_size=self.batch_size,
-            max_new_tokens=limit,
+            self.policy, self.tokenizer, prompts, batch_size=self.batch_size, max_new_tokens=limit
         )
         return rate_summaries(self.notes, [samples[0].text for samples in generated])
 
@@ -103,7 +98,9 @@ def rate_summaries(rows: list[dict[str, Any]], summaries: list[str]) -> dict[str
     hallucinated = answered = omitted = stated = words = 0
     for row, summary in zip(rows, summaries, strict=True):
         facts = json.loads(row["facts"]) if row["facts"] else None
-        judged = pick_detector(facts).judge(Source(row["context"], facts), summary)
+        # The exact checker where the facts are known, the rule-based one elsewhere.
+        detector = get_detector("facts" if facts else "entities")
+        judged = detector.judge(Source(row["context"], facts), summary)
         hallucinated += judged.hallucinated is True
         answered += judged.answered
         omitted += len(judged.omissions)
@@ -118,8 +115,3 @@ def rate_summaries(rows: list[dict[str, Any]], summaries: list[str]) -> dict[str
     if stated:
         rates["guardrail/omission_rate"] = omitted / stated
     return rates
-
-
-def pick_detector(facts: dict | None) -> Detector:
-    """The exact checker where the facts are known, the rule-based one elsewhere."""
-    return get_detector("facts" if facts else "entities")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +15,21 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.checkpoints import METRICS_FILE, Log
+from hallulib.checkpoints import Log, Trained, load_trained, write_trained
 from hallulib.dpo import gates
 from hallulib.dpo.batching import TokenPair, collate_pairs, load_pairs
 from hallulib.dpo.guardrail import Guardrail
 from hallulib.dpo.logprobs import choose_layout, completion_logps, sum_completions
 from hallulib.dpo.losses import dpo_loss, ipo_loss, mean_nll, simpo_loss
 from hallulib.dpo.reference import ReferenceCache
-from hallulib.files import display_path, sha256_tree, write_json_atomic, write_jsonl
 from hallulib.meter import explain_out_of_memory
-from hallulib.models import load_policy, load_tokenizer, save_adapter
-from hallulib.processes import count_processes, is_main_process, wait_for_all
+from hallulib.models import load_policy, load_tokenizer
+from hallulib.processes import count_processes, is_main_process
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DpoSection
 from hallulib.run import Run
 from hallulib.stage import stage
-from hallulib.training import Metrics, Task, move, train
-
-FINISHED = "finished.json"
+from hallulib.training import Batch, Metrics, Task, move, train
 
 
 class Arm(NamedTuple):
@@ -65,17 +62,7 @@ class Start:
     notes: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class DpoResult:
-    """What one arm made. `metrics` are the eval_* and guardrail/* values of the adapter kept."""
-
-    adapter: Path
-    metrics: dict[str, float]
-    reference_key: str
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-class ComparisonResult(dict[str, DpoResult]):
+class ArmResults(dict[str, Trained]):
     """Arm name -> its result; `notes` is what goes into the manifest."""
 
     @property
@@ -83,24 +70,14 @@ class ComparisonResult(dict[str, DpoResult]):
         return {"arms": {name: result.notes for name, result in self.items()}}
 
 
-def read_result(folder: Path, notes: dict[str, Any]) -> DpoResult:
-    """Return the result of an arm that lies in `folder`."""
-    return DpoResult(folder / "adapter", notes["metrics"], notes["reference_key"], notes)
-
-
-def load_dpo_result(run: Run) -> DpoResult:
-    """Read the result of a finished DPO back from the run."""
-    return read_result(run.path("dpo"), run.manifest["stages"]["dpo"]["notes"])
-
-
-def load_comparison_results(run: Run) -> ComparisonResult:
+def load_arms(run: Run) -> ArmResults:
     """Read the results of finished arms back from the run."""
     arms, root = run.manifest["stages"]["comparison"]["notes"]["arms"], run.path("dpo/arms")
-    return ComparisonResult({name: read_result(root / name, notes) for name, notes in arms.items()})
+    return ArmResults({name: Trained(root / name / "adapter", n) for name, n in arms.items()})
 
 
-@stage("dpo", load=load_dpo_result, parallel=True)
-def train_dpo(recipe: Recipe, run: Run) -> DpoResult:
+@stage("dpo", load=partial(load_trained, name="dpo"), parallel=True)
+def train_dpo(recipe: Recipe, run: Run) -> Trained:
     """Train the SFT adapter further with DPO plus `dpo.sft_weight` times the SFT term.
 
     Writes dpo/adapter and dpo/metrics.jsonl. The adapter saved is that of the last step, not the
@@ -114,41 +91,23 @@ def train_dpo(recipe: Recipe, run: Run) -> DpoResult:
     return train_arm(recipe, run, load_start(recipe, run), arm, run.path("dpo"), checkpoints)
 
 
-@stage("comparison", load=load_comparison_results, parallel=True)
-def train_comparison_arms(recipe: Recipe, run: Run) -> ComparisonResult:
+@stage("comparison", load=load_arms, parallel=True)
+def train_comparison_arms(recipe: Recipe, run: Run) -> ArmResults:
     """Train the arms of `dpo.comparison_arms`; writes dpo/arms/<arm>/{adapter, metrics.jsonl}.
 
     Start, pairs, their order, steps and gates are those of DPO, the loss is another. After an
-    interruption a finished arm is kept and a half-done one resumes.
+    interruption every arm goes on at its last checkpoint.
     """
     root, checkpoints = run.path("dpo/arms"), run.checkpoint_dir("comparison", recipe)
     root.mkdir(parents=True, exist_ok=True)
     for old in root.iterdir() if is_main_process() else ():
         if old.name not in recipe.dpo.comparison_arms:
             shutil.rmtree(old)
-    results, start = ComparisonResult(), None
+    results, start = ArmResults(), None
     for name in recipe.dpo.comparison_arms:
-        finished = read_finished(root / name, checkpoints / name)
-        wait_for_all()  # everybody has seen the same
-        if finished:
-            print(f"comparison: {name} is finished, reusing {display_path(root / name)}")
-            results[name] = read_result(root / name, finished)
-            continue
         start = start or load_start(recipe, run)
         results[name] = train_arm(recipe, run, start, ARMS[name], root / name, checkpoints / name)
-        if is_main_process():
-            done = {"sha256": sha256_tree(root / name), "notes": results[name].notes}
-            write_json_atomic(checkpoints / name / FINISHED, done)
     return results
-
-
-def read_finished(folder: Path, checkpoints: Path) -> dict[str, Any] | None:
-    """The notes of an arm that this very stage key has finished, if its files are still those."""
-    try:
-        finished = json.loads((checkpoints / FINISHED).read_text("utf-8"))
-        return finished["notes"] if sha256_tree(folder) == finished["sha256"] else None
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def load_start(recipe: Recipe, run: Run) -> Start:
@@ -208,7 +167,7 @@ def measure_start(
 
 def train_arm(
     recipe: Recipe, run: Run, start: Start, arm: Arm, folder: Path, checkpoints: Path
-) -> DpoResult:
+) -> Trained:
     """Train one arm, or resume it; writes `folder`/adapter and `folder`/metrics.jsonl."""
     policy, section = start.policy, recipe.dpo
     policy.load_adapter(str(run.require("sft/adapter")), "default", is_trainable=True)
@@ -221,16 +180,15 @@ def train_arm(
     longest = max(pair.length for pair in start.pairs)
     with explain_out_of_memory("dpo", longest, run.path("budget/dpo.json")):
         train(policy, make_task(start, arm, section), section, log, recipe.seed, guardrail)
-    kept = guardrail.load_best() if section.guardrail_patience else log.rows[-1]["step"]
-    if is_main_process():
-        save_adapter(policy, folder / "adapter")
-        write_jsonl(folder / METRICS_FILE, log.rows)
-    return read_result(folder, start.notes | {
+    stops_early = section.guardrail_patience and section.guardrail_notes
+    kept = guardrail.load_best() if stops_early else log.rows[-1]["step"]
+    notes = start.notes | {
         "metrics": log.values_at(kept, "eval_", "guardrail/"),
         "steps": log.rows[-1]["step"],
         "kept_step": kept,
         "best_step": log.find_best_step(),
-    })  # fmt: skip
+    }
+    return write_trained(policy, log, folder, notes)
 
 
 def make_task(start: Start, arm: Arm, section: DpoSection) -> Task:
@@ -240,11 +198,13 @@ def make_task(start: Start, arm: Arm, section: DpoSection) -> Task:
     """
     pad_id = start.tokenizer.pad_token_id
 
-    def collate(pairs: Sequence[TokenPair], training: bool) -> dict[str, Tensor]:
+    def collate(pairs: Sequence[TokenPair], training: bool) -> Batch:
         # Where the loss does not look at the rejected side it is not run: half the work.
         return collate_pairs(pairs, pad_id, start.shared, training and not arm.preference)
 
-    def measure(model: torch.nn.Module, batch: dict[str, Tensor], token_weight: float):  # noqa: ANN202
+    def measure(
+        model: torch.nn.Module, batch: Batch, token_weight: float
+    ) -> tuple[Tensor, Metrics]:
         logps = model(completion_logps, batch)
         return measure_pairs(logps, batch, section, arm.preference, arm.sft_weight, token_weight)
 

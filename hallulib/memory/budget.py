@@ -153,8 +153,8 @@ def compare_with_measured(run: Run) -> list[dict[str, Any]]:
     rows = []
     for name, strategy in MEASURED_STAGES.items():
         record = run.manifest["stages"].get(name, {})
-        memory = record.get("memory")
-        if not memory:
+        memory = record.get("memory", {})
+        if "predicted_bytes" not in memory:
             continue
         rows.append(
             {

@@ -141,17 +141,17 @@ def generate_once(model: PeftModel, recipe: Recipe, shape: StepShape) -> None:
     prompts = [[1] * (shape.tokens - shape.completion)] * max(1, shape.rows // samples)
     names = SimpleNamespace(eos_token_id=1, pad_token_id=0)
     with fold_adapter(model):
-        batch = generation._Batch(model, names, prompts, samples, shape.completion)
-        logits = batch._read_prompts()
-        mask = batch._build_mask()
+        batch = generation.GenerationBatch(model, names, prompts, samples, shape.completion)
+        logits = batch.read_prompts()
+        mask = batch.build_mask()
         draw = torch.zeros(len(prompts), samples)
-        ids = generation._choose(logits, recipe.pairs.temperature, draw)
+        ids = generation.choose_tokens(logits, recipe.pairs.temperature, draw)
         del logits
         last = shape.completion - 1
         for layer in batch.cache.layers:  # the steps between need no more than the last one
             layer.length += last * samples
-        logits = batch._read_step(ids, mask, batch.lengths + last, last)
-        generation._choose(logits, recipe.pairs.temperature, draw)
+        logits = batch.read_step(ids, mask, batch.lengths + last, last)
+        generation.choose_tokens(logits, recipe.pairs.temperature, draw)
 
 
 @contextmanager

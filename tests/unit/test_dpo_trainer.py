@@ -10,7 +10,7 @@ import torch
 from tiny_dpo import Interrupted, reference_run, same_weights, stop_at, weights
 from tiny_model import make_recipe, record_pairs, start_run, write_base_model
 
-from hallulib.checkpoints import Log
+from hallulib.checkpoints import Log, load_trained
 from hallulib.dpo import gates
 from hallulib.dpo import train as dpo_train
 from hallulib.dpo.batching import TokenPair, collate_pairs
@@ -19,7 +19,6 @@ from hallulib.dpo.reference import ReferenceCache, cache_reference
 from hallulib.dpo.train import (
     ARMS,
     Arm,
-    load_dpo_result,
     load_start,
     make_task,
     measure_pairs,
@@ -55,7 +54,7 @@ def test_training_starts_at_ln_2_and_raises_the_validation_margin(tmp_path):
     assert step["loss"] == pytest.approx(step["dpo_loss"] + step["sft_loss"], abs=1e-5)
     assert result.notes["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert result.notes["lora_tensors"] == 28
-    assert load_dpo_result(run) == result
+    assert load_trained(run, "dpo") == result
 
 
 def test_only_the_adapter_has_changed_and_it_is_still_one_of_the_same_size(tmp_path):
@@ -289,7 +288,7 @@ def test_comparison_arms_are_trained_and_a_finished_one_is_not_trained_twice(
             train_comparison_arms(recipe, run)
     plain = weights(run, "dpo/arms/dpo_plain/adapter")
     results = train_comparison_arms(recipe, run)
-    assert "dpo_plain is finished, reusing" in capsys.readouterr().out
+    assert "dpo_plain/checkpoint-2" in capsys.readouterr().out  # it was at its end
     assert list(results) == ["dpo_plain", "sft_on_chosen"]
     assert sorted(p.name for p in run.require("dpo/arms").iterdir()) == sorted(results)
     assert same_weights(plain, weights(run, "dpo/arms/dpo_plain/adapter"))

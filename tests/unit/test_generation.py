@@ -7,9 +7,8 @@ import torch
 from tiny_model import make_texts, shared_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hallulib import generation
 from hallulib.errors import RecipeError
-from hallulib.generation import generate_summaries, limit_new_tokens
+from hallulib.generation import choose_tokens, draw_numbers, generate_summaries, limit_new_tokens
 from hallulib.models import render_prompt
 
 pytestmark = pytest.mark.unit
@@ -57,7 +56,7 @@ def test_samples_in_a_shared_row_equal_samples_drawn_one_by_one_without_a_cache(
         model, tokenizer, num_samples=3, temperature=temperature, seed=4, max_new_tokens=steps
     )
     for prompt, samples in zip(PROMPTS, generated, strict=True):
-        draws = generation._draw(4, prompt, 3, steps)
+        draws = draw_numbers(4, prompt, 3, steps)
         for sample, draw in zip(samples, draws, strict=True):
             ids = encode(tokenizer, prompt)
             tokens = []
@@ -85,7 +84,7 @@ def test_a_pass_done_in_pieces_gives_what_it_gives_in_one(model, tokenizer):
 def test_samples_follow_the_probabilities_of_the_model():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(1, 1, 3)
     draws = torch.linspace(0.0005, 0.9995, 1000)
-    chosen = [generation._choose(logits, 1.0, draw.view(1, 1)).item() for draw in draws]
+    chosen = [choose_tokens(logits, 1.0, draw.view(1, 1)).item() for draw in draws]
     assert [chosen.count(token) for token in range(3)] == [500, 300, 200]
 
 

@@ -8,7 +8,6 @@ import time
 import pytest
 import torch
 
-from hallulib import meter as meter_module
 from hallulib.errors import HallulibError
 from hallulib.meter import PeakSampler, explain_out_of_memory, measure
 
@@ -74,7 +73,7 @@ class FakeCuda:
 
     def __getattr__(self, name):
         answers = {"max_memory_allocated": 7 * MB, "max_memory_reserved": 9 * MB}
-        answers["get_device_name"] = "a card"
+        answers |= {"get_device_name": "a card", "is_available": True}
 
         def answer(*arguments, **named):
             self.calls.append((name, *arguments, *named.values()))
@@ -85,9 +84,9 @@ class FakeCuda:
 
 def test_on_a_gpu_allocated_and_reserved_are_read(monkeypatch):
     cuda = FakeCuda()
-    monkeypatch.setattr(meter_module, "_cuda", lambda: cuda)
+    monkeypatch.setattr(torch, "cuda", cuda)
     with measure("block") as meter:
-        assert cuda.calls == [("reset_peak_memory_stats",)]
+        assert ("reset_peak_memory_stats",) in cuda.calls
     assert (meter.peak_cuda_bytes, meter.peak_cuda_reserved_bytes) == (7 * MB, 9 * MB)
     assert (meter.device, meter.peak_memory_bytes) == ("cuda (a card)", 7 * MB)
 
@@ -95,10 +94,14 @@ def test_on_a_gpu_allocated_and_reserved_are_read(monkeypatch):
 def test_on_an_apple_gpu_the_driver_is_asked_while_the_block_runs(monkeypatch):
     class Mps:
         @staticmethod
+        def is_available():
+            return True
+
+        @staticmethod
         def driver_allocated_memory():
             return 11 * MB
 
-    monkeypatch.setattr(meter_module, "_mps", lambda: Mps)
+    monkeypatch.setattr(torch, "mps", Mps)
     with measure("block") as meter:
         pass
     assert (meter.device, meter.peak_memory_bytes) == ("mps", 11 * MB)

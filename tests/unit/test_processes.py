@@ -12,8 +12,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from tiny_dpo import weights
 from tiny_model import copy_sft_run, make_recipe, record_pairs, start_run
 
+from hallulib.checkpoints import load_trained
 from hallulib.dpo.reference import cache_reference, load_reference_result
-from hallulib.dpo.train import load_dpo_result, train_dpo
+from hallulib.dpo.train import train_dpo
 from hallulib.files import read_jsonl, sha256_tree
 from hallulib.provenance import PACKAGE
 from hallulib.run import Run
@@ -83,7 +84,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(worlds):
 
 def test_only_one_of_two_processes_writes_and_the_run_is_whole_afterwards(worlds):
     recipe, run = worlds[2]
-    result = load_dpo_result(run)
+    result = load_trained(run, "dpo")
     assert result.notes["processes"] == 2
     assert result.notes["steps"] == 5 and result.notes["pairs"] == 18
     assert Run.open(run.root, recipe).is_current("dpo", recipe)
@@ -107,8 +108,6 @@ def test_two_processes_fine_tune_as_one_with_twice_the_batch(tmp_path):
         assert one == pytest.approx(two, abs=2e-4)
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_configurations_that_ship_are_understood_by_accelerate(file):
-    config = load_config_from_file(str(file))
-    assert config.num_processes == 2
-    assert str(config.distributed_type.value) in ("MULTI_GPU", "FSDP")
+def test_the_configuration_that_ships_is_understood_by_accelerate():
+    config = load_config_from_file(str(CONFIGS / "ddp.yaml"))
+    assert (config.num_processes, str(config.distributed_type.value)) == (2, "MULTI_GPU")

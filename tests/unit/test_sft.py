@@ -9,10 +9,10 @@ from tiny_dpo import Interrupted, same_weights, stop_at, weights
 from tiny_model import copy_sft_run, make_frame, make_recipe, shared_base, start_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hallulib.checkpoints import Log
+from hallulib.checkpoints import Log, load_trained
 from hallulib.errors import DataError, GateFailed
 from hallulib.files import read_jsonl
-from hallulib.sft import load_sft_result, make_task, tokenise_rows, train_sft
+from hallulib.sft import make_task, tokenise_rows, train_sft
 from hallulib.training import InForward, draw_order, evaluate
 
 pytestmark = pytest.mark.unit
@@ -56,7 +56,7 @@ def test_the_loss_and_accuracy_count_completion_tokens_only(tokenizer):
 def test_training_writes_the_adapter_and_metrics_and_lowers_the_loss(tmp_path):
     recipe = make_recipe()
     run = copy_sft_run(tmp_path / "run", recipe)
-    result = load_sft_result(run)
+    result = load_trained(run, "sft")
     rows = read_jsonl(run.require("sft/metrics.jsonl"))
     evaluated = [row for row in rows if "eval_loss" in row]
     assert [row["step"] for row in evaluated] == [0, 2, 4]
@@ -66,7 +66,7 @@ def test_training_writes_the_adapter_and_metrics_and_lowers_the_loss(tmp_path):
     assert {"loss", "grad_norm", "learning_rate", "token_accuracy"} <= set(rows[1])
     best = min(evaluated, key=lambda row: row["eval_loss"])
     assert result.metrics["eval_loss"] == best["eval_loss"]
-    assert result.best_step == best["step"]
+    assert result.notes["best_step"] == best["step"]
     assert result.notes["trainable_parameters"] > 0
 
 
@@ -116,7 +116,7 @@ def test_the_best_and_the_last_checkpoint_are_kept(tmp_path, monkeypatch):
     run = start_run(tmp_path / "run", recipe)
     make_worse_from(monkeypatch, 5)
     result = train_sft(recipe, run)
-    assert result.best_step == 4
+    assert result.notes["best_step"] == 4
     folder = run.checkpoint_dir("sft", recipe)
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
     saved, best, last = (
@@ -185,7 +185,7 @@ def test_batches_hold_rows_of_like_length_in_random_order():
 
 
 @pytest.mark.parametrize(
-    ("rate", "steps", "what"), [(1e30, 4, "loss of step 2 is nan"), (1e39, 1, "not numbers")]
+    ("rate", "steps", "what"), [(1e30, 4, "loss of step 2 is nan"), (1e39, 1, "no numbers")]
 )
 def test_a_rate_that_breaks_the_model_is_an_error_and_not_a_result(tmp_path, rate, steps, what):
     settings = {"learning_rate": rate, "warmup_steps": 0, "max_steps": steps}
