@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hallulib.tracker import Trace
+from hallulib.memory.tracker import Trace
 
 MIB = 2**20
 ROUNDING = 512
@@ -38,26 +38,20 @@ class Block:
     before: Block | None = None
     after: Block | None = None
 
-    @property
-    def key(self) -> tuple[int, int, int]:
-        """Order of best fit: smallest first, then the lowest address."""
-        return (self.size, self.segment, self.address)
+
+def _order(block: Block) -> tuple[int, int, int]:
+    """Best fit takes the smallest first, then the lowest address."""
+    return (block.size, block.segment, block.address)
 
 
-@dataclass
 class CachingAllocator:
     """`limit` is what the card has for it, in bytes; None is no limit."""
 
-    limit: int | None = None
-    allocated: int = 0
-    reserved: int = 0
-    peak_allocated: int = 0
-    peak_reserved: int = 0
-    _segments: int = 0
-    _pools: dict[bool, list[tuple[tuple[int, int, int], Block]]] = field(
-        default_factory=lambda: {True: [], False: []}
-    )
-    _held: dict[Hashable, Block] = field(default_factory=dict)
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit, self.segments = limit, 0
+        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
+        self._pools: dict[bool, list[Block]] = {True: [], False: []}  # free ones, in order of key
+        self._held: dict[Hashable, Block] = {}
 
     def allocate(self, name: Hashable, size: int) -> None:
         """Take a block of at least `size` bytes. Raises OutOfMemory."""
@@ -76,65 +70,60 @@ class CachingAllocator:
         """Give a block back to its pool, where it merges with free neighbours."""
         block = self._held.pop(name)
         self.allocated -= block.size
-        for other in (block.before, block.after):
-            if other is not None and other.free:
-                self._remove(other)
-                self._merge(block, other)
-        block.free = True
-        insort(self._pools[block.small], (block.key, block), key=lambda entry: entry[0])
+        if block.after is not None and block.after.free:
+            self._remove(block.after)
+            self._join(block, block.after)
+        if block.before is not None and block.before.free:
+            self._remove(block.before)
+            self._join(block.before, block)
+            block = block.before
+        self._put(block)
 
     def _take_best(self, small: bool, size: int) -> Block | None:
         pool = self._pools[small]
-        at = bisect_left(pool, (size, -1, -1), key=lambda entry: entry[0])
-        return pool.pop(at)[1] if at < len(pool) else None
+        at = bisect_left(pool, (size, -1, -1), key=_order)
+        return pool.pop(at) if at < len(pool) else None
 
     def _new_segment(self, small: bool, size: int) -> Block:
-        if small:
-            segment = 2 * MIB
-        elif size < 10 * MIB:
-            segment = 20 * MIB
-        else:
-            segment = -(-size // (2 * MIB)) * 2 * MIB
+        large = 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
+        segment = 2 * MIB if small else large
         if self.limit is not None and self.reserved + segment > self.limit:
             self._return_free_segments()
             if self.reserved + segment > self.limit:
                 raise OutOfMemory
-        self._segments += 1
+        self.segments += 1
         self.reserved += segment
         self.peak_reserved = max(self.peak_reserved, self.reserved)
-        return Block(self._segments, 0, segment, small)
+        return Block(self.segments, 0, segment, small)
 
     def _return_free_segments(self) -> None:
         for small, pool in self._pools.items():
-            whole = [b for _, b in pool if b.before is None and b.after is None]
-            self.reserved -= sum(block.size for block in whole)
-            self._pools[small] = [entry for entry in pool if entry[1] not in whole]
+            parts = [block for block in pool if block.before or block.after]
+            self.reserved -= sum(block.size for block in pool) - sum(b.size for b in parts)
+            self._pools[small] = parts
 
     def _split(self, block: Block, size: int) -> None:
-        rest = Block(
-            block.segment, block.address + size, block.size - size, block.small, True,
-            before=block, after=block.after,
-        )  # fmt: skip
+        rest = Block(block.segment, block.address + size, block.size - size, block.small)
+        rest.before, rest.after, block.after = block, block.after, rest
         if rest.after is not None:
             rest.after.before = rest
-        block.after, block.size = rest, size
-        insort(self._pools[block.small], (rest.key, rest), key=lambda entry: entry[0])
+        block.size = size
+        self._put(rest)
+
+    def _put(self, block: Block) -> None:
+        block.free = True
+        insort(self._pools[block.small], block, key=_order)
 
     def _remove(self, block: Block) -> None:
         pool = self._pools[block.small]
-        pool.pop(bisect_left(pool, block.key, key=lambda entry: entry[0]))
+        pool.pop(bisect_left(pool, _order(block), key=_order))
 
-    def _merge(self, block: Block, other: Block) -> None:
-        """Grow `block` by its free neighbour."""
-        if other is block.before:
-            block.address, block.before = other.address, other.before
-            if block.before is not None:
-                block.before.after = block
-        else:
-            block.after = other.after
-            if block.after is not None:
-                block.after.before = block
-        block.size += other.size
+    @staticmethod
+    def _join(left: Block, right: Block) -> None:
+        left.size += right.size
+        left.after = right.after
+        if left.after is not None:
+            left.after.before = left
 
 
 def replay(requests: Iterable[tuple[Hashable, int]], limit: int | None = None) -> CachingAllocator:
@@ -164,7 +153,9 @@ def list_requests(trace: Trace, accumulates: bool = False) -> list[tuple[Hashabl
     with the first update, after the first pass; what is kept from it lies between everything else.
     """
     parts = {name: slice(start, end) for name, start, end in trace.list_phases()}
-    once = trace.list_permanent(parts["forward"].start)
+    start = parts.get("reference", parts["forward"]).start
+    gone = {-event - 1 for event in trace.events[start:] if event < 0}
+    once = set(range(len(trace.sizes))) - (trace.list_born(start) & gone)
     requests: list[tuple[Hashable, int]] = []
 
     def emit(part: str, turn: int) -> None:
@@ -180,6 +171,7 @@ def list_requests(trace: Trace, accumulates: bool = False) -> list[tuple[Hashabl
         emit("first update", 0)
     for turn in (0, 1):
         requests += [] if turn else [("workspace", CUBLAS_WORKSPACE)]
+        emit("reference", turn)
         emit("forward", turn)
         requests += [] if turn or "backward" not in parts else [("its own", CUBLAS_WORKSPACE)]
         emit("backward", turn)
@@ -202,3 +194,10 @@ def find_smallest_limit(requests: list[tuple[Hashable, int]], step: int = 8 * MI
         middle = (low + high) // 2
         low, high = (low, middle) if fits(requests, middle) else (middle, high)
     return high
+
+
+def replay_trace(trace: Trace, accumulates: bool) -> tuple[int, int, int]:
+    """Return what a GPU allocates and reserves at most, and the least memory that is enough."""
+    requests = list_requests(trace, accumulates)
+    done = replay(requests)
+    return done.peak_allocated, done.peak_reserved, find_smallest_limit(requests)

@@ -1,72 +1,65 @@
 """The predicted peak of one pass, term by term, from a configuration alone.
 
-The project's own step runs on fake tensors; what was alive when is then replayed through a model of
-CUDA's allocator. Nothing here needs weights or a GPU.
+The project's own step runs on fake tensors. Live bytes are linear in the number of layers, so three
+shallow models tell them for a deep one. What a GPU's allocator makes of them depends on the order
+of all requests: for that the whole model is traced and replayed.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+import json
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from hallulib.errors import HallulibError
-from hallulib.files import display_path
-from hallulib.memory import allocator, analytic
-from hallulib.memory.counts import require_decoder
-from hallulib.memory.layers import trace_by_layers
-from hallulib.memory.prediction_cache import PredictionCache
-from hallulib.memory.steps import HEADS, PAGED, StepShape
-from hallulib.memory.strategies import Strategy, find_strategy
-from hallulib.memory.tracing import Levers, trace_strategy
+from hallulib.memory.allocator import replay_trace
+from hallulib.memory.passes import STRATEGIES, StepShape, Strategy, find_strategy, trace_strategy
+from hallulib.memory.skeleton import cut_layers, has_equal_layers
+from hallulib.memory.tracker import Trace
 from hallulib.recipe import Recipe
-from hallulib.tracker import Trace
 
 GIB = 2**30
 # CUDA context, driver and a desktop on the same card. The context alone was 0.14 GiB on a T4; with
 # a screen attached, 0.75 GiB of a 12 GiB card were not to be had. A constant, not predicted.
 CUDA_CONTEXT_BYTES = int(0.75 * GIB)
-TERMS = (
-    "base_weights", "quantisation_constants", "lora_weights", "gradients", "optimiser_states",
-    "activations", "logits", "temporaries", "allocator_slack", "cuda_context",
-)
+WEIGHTS = ("base_weights", "quantisation_constants", "lora_weights")
+TERMS = (*WEIGHTS, "gradients", "optimiser_states", "activations", "logits", "temporaries")
+SHALLOW = (2, 3, 4)  # layers that are traced where all are alike
+Terms = dict[str, int]  # term -> bytes alive at one instant
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
     """Predicted peak of one pass, in bytes. `rows` sequences (SFT, sampling) or pairs (DPO) of
-    `sequence_tokens` tokens, `completion_tokens` of each scored.
+    `tokens` tokens.
 
     `terms` are what is alive at the peak, what the allocator holds beyond, and the context; on a
     CPU the last two are 0. `allocated` and `reserved` are what torch.cuda would report, `needed` is
-    the least memory in which the allocator survives. `phase` is where the peak lies, `host` what
-    lies in host memory, `method` "traced" or "analytic: why".
+    the least memory in which the allocator survives; the last two are None where nothing was
+    replayed. `phase` is where the peak lies, `host` what lies in host memory.
     """
 
-    model: str
     strategy: str
-    title: str
-    quantization: str
     rows: int
-    sequence_tokens: int
-    completion_tokens: int
-    checkpointing: bool
-    head: str
-    device: str
+    tokens: int
     phase: str
-    terms: dict[str, int]
+    terms: Terms
     allocated: int
-    reserved: int
-    needed: int
+    reserved: int | None
+    needed: int | None
     host: int = 0
-    passes: int = 1
-    method: str = "traced"
+
+    @property
+    def title(self) -> str:
+        """The strategy in words."""
+        return STRATEGIES[self.strategy].title
 
     @property
     def total(self) -> int:
-        """Bytes taken from the device at most: reserved, and the context."""
+        """Bytes taken from the device at most: reserved (or, not replayed, live) and context."""
         return sum(self.terms.values())
 
     @property
@@ -76,157 +69,194 @@ class MemoryBudget:
 
     def fits(self, card_gb: float) -> bool:
         """Whether the pass runs on a card of `card_gb` GiB: what is left beside the context is
-        enough for the replayed allocator."""
-        return self.needed + self.terms["cuda_context"] <= card_gb * GIB
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the total."""
-        return asdict(self) | {"total": self.total}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> MemoryBudget:
-        """Read back what `to_dict` gave (a "total" or "fits" beside it is recomputed, not read)."""
-        names = cls.__dataclass_fields__
-        return cls(**{name: value for name, value in values.items() if name in names})
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prediction to make: `rows` 0 takes the recipe's micro-batch, `sequence_tokens` 0 its
-    max_length, `completion_tokens` 0 half of them."""
-
-    strategy: str = "cached_reference"
-    sequence_tokens: int = 0
-    completion_tokens: int = 0
-    rows: int = 0
-    device: str = "cuda"
-    head: str = "chunked"
-    levers: Levers = field(default_factory=Levers)
+        enough for the replayed allocator. Raises HallulibError where only a replay can tell."""
+        room = card_gb * GIB - self.terms["cuda_context"]
+        if self.needed is None and self.allocated <= room:
+            raise HallulibError(
+                f"Whether '{self.title}' fits {card_gb:g} GiB is known from a replay only.",
+                "Predict it with replay=True: the whole model is traced, in some seconds.",
+            )
+        return (self.needed or self.allocated) <= room
 
 
 def predict_peak(
-    model_config: PretrainedConfig, recipe: Recipe, strategy: str = "cached_reference",
-    *, levers: Levers | None = None, cache: PredictionCache | None = None, **asked: Any,
+    config: PretrainedConfig,
+    recipe: Recipe,
+    strategy: str,
+    *,
+    rows: int = 0,
+    tokens: int = 0,
+    completion: int = 0,
+    device: str = "cuda",
+    replay: bool = True,
 ) -> MemoryBudget:
-    """Predicted peak of one pass of `strategy` with the recipe's LoRA, precision and batch.
+    """Return the peak of one pass of `strategy` with the recipe's LoRA, precision and batch.
 
-    Further keywords are those of :class:`Question`. "cached_reference" is the larger of its passes.
-    A prediction that was made before is read from `cache`. Raises HallulibError for no decoder, an
-    unknown strategy or head, or more tokens than positions.
+    0 takes the recipe's micro-batch, its max_length, and half of the tokens. On a GPU `replay` says
+    whether what the allocator reserves is predicted too: seconds for an 8B model, where live bytes
+    take one. The same question is answered once. Raises HallulibError for no decoder, an unknown
+    strategy, more tokens than positions, and a model whose code cannot run on fake tensors.
     """
-    if strategy == "cached_reference":
-        passes = ("cached_reference_pass1", "cached_reference_pass2")
-        both = [
-            predict_peak(model_config, recipe, name, levers=levers, cache=cache, **asked)
-            for name in passes
-        ]
-        return max(both, key=lambda budget: budget.total)
-    if strategy == "reference_on_cpu":  # on the card, what is trained against a cache
-        name = "cached_reference_pass2"
-        budget = predict_peak(model_config, recipe, name, levers=levers, cache=cache, **asked)
-        plan = find_strategy(strategy)
-        weights = ("base_weights", "quantisation_constants", "lora_weights")
-        host = budget.host + sum(budget.terms[term] for term in weights)
-        return replace(budget, strategy=strategy, title=plan.title, host=host, passes=plan.passes)
-    question = Question(strategy, levers=levers or Levers(), **asked)
-    question = replace(question, levers=replace(question.levers, on_cuda=question.device == "cuda"))
     plan = find_strategy(strategy)
-    shape = make_shape(model_config, recipe, plan, question)
-    if plan.quantization:
-        recipe = change_recipe(recipe, {"model.quantization": plan.quantization})
-    cache = cache or PredictionCache.default()
-    how = {"strategy": strategy, "device": question.device, "levers": asdict(question.levers)}
-    key = cache.make_key(model_config, recipe, how, asdict(shape))
-    found = cache.get(key)
-    if found is None:
-        found = _predict(model_config, recipe, plan, shape, question).to_dict()
-        cache.put(key, found)
-    return replace(MemoryBudget.from_dict(found), model=show_name(recipe.model.name_or_path))
+    shape = make_shape(config, recipe, plan, (rows, tokens, completion))
+    precision = plan.quantization or recipe.model.quantization
+    traced = recipe.model_copy(update={
+        "name": "", "model": recipe.model.model_copy(
+            update={"quantization": precision, "name_or_path": ""}),
+    })  # fmt: skip
+    replay = replay and device == "cuda"
+    # The peak is the policy's own, so without a replay a reference only adds what is loaded of it.
+    adds = plan.reference == "host" or plan.reference != "cache" and not replay
+    terms, phase, sizes = _trace_peak(
+        type(config), config.to_json_string(use_diff=False), traced.model_dump_json(),
+        "cached_reference_pass2" if adds else strategy, shape, device == "cuda", replay,
+    )  # fmt: skip
+    weights, terms, host = {term: terms[term] for term in WEIGHTS}, dict(terms), 0
+    if plan.reference == "host":
+        host = sum(weights.values())
+    elif adds:
+        more = ("lora_weights",) if plan.reference == "adapter" else WEIGHTS
+        terms |= {term: 2 * weights[term] for term in more}
+    live = sum(terms.values())
+    unknown = None if device == "cuda" else live
+    allocated, reserved, needed = sizes or (live, unknown, unknown)
+    terms["allocator_slack"] = (reserved or live) - live
+    terms["cuda_context"] = CUDA_CONTEXT_BYTES if device == "cuda" else 0
+    return MemoryBudget(
+        strategy, shape.rows, shape.tokens, phase, terms, allocated, reserved, needed, host
+    )
+
+
+@lru_cache(maxsize=512)
+def _trace_peak(
+    kind: type[PretrainedConfig], config_json: str, recipe_json: str, strategy: str,
+    shape: StepShape, on_cuda: bool, replay: bool,
+) -> tuple[Terms, str, tuple[int, int, int] | None]:  # fmt: skip
+    """Return what is alive at the peak and in which phase, and where `replay` asks for it what a
+    GPU allocates, reserves and needs. By plain values, so that an answer is found again."""
+    config = kind.from_dict(json.loads(config_json))
+    recipe, plan = Recipe.model_validate_json(recipe_json), find_strategy(strategy)
+    try:
+        if not replay:
+            return *_predict_live(config, recipe, plan, shape, on_cuda), None
+        trace = trace_strategy(config, recipe, plan, shape, on_cuda)
+    except HallulibError:
+        raise
+    except Exception as error:  # whatever a foreign architecture raises on tensors without values
+        raise HallulibError(
+            f"A '{config.model_type}' model cannot be traced: it does not run on tensors without "
+            f"values ({type(error).__name__}: {str(error).splitlines()[0][:120]}).",
+            "Its memory cannot be predicted; start the stage with --force and watch the card.",
+        ) from error
+    section = recipe.sft if plan.runs == "sft" else recipe.dpo
+    accumulates = plan.trains and section.gradient_accumulation > 1
+    return *list_terms(trace), replay_trace(trace, accumulates)
 
 
 def make_shape(
-    config: PretrainedConfig, recipe: Recipe, plan: Strategy, question: Question
+    config: PretrainedConfig, recipe: Recipe, plan: Strategy, asked: tuple[int, int, int]
 ) -> StepShape:
-    """Return the batch that is asked for. Raises HallulibError where the model cannot take it."""
-    require_decoder(config)
-    if question.head not in HEADS:
-        heads = ", ".join(HEADS)
-        raise HallulibError(f"There is no head '{question.head}'.", f"Use one of {heads}.")
-    tokens = question.sequence_tokens or recipe.model.max_length
+    """Return the batch for `asked` rows, tokens and completion tokens, 0 for the recipe's own.
+    Raises HallulibError where the model cannot take it."""
+    tokens = asked[1] or recipe.model.max_length
     positions = getattr(config.get_text_config(), "max_position_embeddings", tokens)
     if tokens > positions:
         raise HallulibError(
             f"{tokens} tokens are more than the {positions} positions of this model.",
             "Shorten the sequences (model.max_length).",
         )
-    completion = min(question.completion_tokens or tokens // 2, tokens - 1)
     rows = {
         "sft": recipe.sft.batch_size, "reference": recipe.reference.batch_size,
         "dpo": recipe.dpo.batch_size, "generation": recipe.pairs.batch_size,
     }[plan.runs]  # fmt: skip
     may_share = recipe.dpo.prefix_sharing == "auto" and recipe.model.attention == "sdpa"
-    pairs = plan.runs in ("dpo", "reference")
-    shared = pairs and may_share and question.head != "full"
-    return StepShape(question.rows or rows, tokens, completion, question.head, shared)
+    shared = plan.runs in ("dpo", "reference") and may_share
+    completion = min(asked[2] or tokens // 2, tokens - 1)
+    return StepShape(asked[0] or rows, tokens, completion, shared)
 
 
-def _predict(
-    config: PretrainedConfig, recipe: Recipe, plan: Strategy, shape: StepShape, question: Question
-) -> MemoryBudget:
-    section = recipe.sft if plan.runs == "sft" else recipe.dpo
-    accumulates = plan.trains and section.gradient_accumulation > 1
-    method, host = "traced", 0
-    try:
-        trace = trace_by_layers(
-            lambda some: trace_strategy(some, recipe, plan, shape, question.levers), config
-        )
-        host = trace.move_to_host(PAGED, "optimiser_states")
-        terms, phase = list_terms(trace)
-        sizes = _replay(trace, accumulates) if question.device == "cuda" else None
-    except HallulibError:
-        raise
-    except Exception as error:  # whatever a foreign architecture raises on tensors without values
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        method, phase, sizes = f"analytic: the model does not run fake ({reason})", "", None
-        terms = analytic.estimate_terms(config, recipe, plan, shape)
-    live = sum(terms.values())
-    allocated, reserved, needed = sizes or (live, live, live)
-    context = CUDA_CONTEXT_BYTES if question.device == "cuda" else 0
-    return MemoryBudget(
-        model="", strategy=plan.name, title=plan.title, quantization=recipe.model.quantization,
-        rows=shape.rows, sequence_tokens=shape.tokens, completion_tokens=shape.completion,
-        checkpointing=recipe.model.gradient_checkpointing, head=shape.head,
-        device=question.device, phase=phase, allocated=allocated, reserved=reserved,
-        needed=needed, host=host, passes=plan.passes, method=method,
-        terms=terms | {"allocator_slack": reserved - live, "cuda_context": context},
-    )  # fmt: skip
+def list_terms(trace: Trace) -> tuple[Terms, str]:
+    """Return the bytes alive at the peak by term, and the phase in which it lies."""
+    return _pick_largest(list_peaks(trace))
 
 
-def _replay(trace: Trace, accumulates: bool) -> tuple[int, int, int]:
-    """Return allocated, reserved and needed bytes on a GPU."""
-    requests = allocator.list_requests(trace, accumulates)
-    done = allocator.replay(requests)
-    return done.peak_allocated, done.peak_reserved, allocator.find_smallest_limit(requests)
-
-
-def list_terms(trace: Trace) -> tuple[dict[str, int], str]:
-    """Return the bytes alive at the peak by term, and the phase in which it lies.
+def list_peaks(trace: Trace, layers: int = 0) -> dict[str, Terms]:
+    """Return the bytes alive at the peak of every phase, by term.
 
     What the forward pass made and still holds at its end is an activation kept; the rest of what a
-    pass makes is temporary.
+    pass makes is temporary. With `layers` the backward pass is cut where all layers but the first
+    have their gradients: there the gradients of many layers may outgrow what else is alive.
     """
-    _, at = trace.find_peak()
-    phase, _ = trace.find_phase(at)
-    parts = {name: end for name, _, end in trace.list_phases()}
-    kept = set(trace.list_alive(parts["forward"])) if "backward" in parts else set()
-    terms = dict.fromkeys(TERMS[:-2], 0)
-    for storage in trace.list_alive(at):
-        term = trace.labels[storage]
-        if not term:
-            is_kept = storage in kept and trace.phases[storage] == "forward"
-            term = "activations" if is_kept else "temporaries"
-        terms[term] += trace.sizes[storage]
-    return terms, phase
+    live, parts = trace.list_live(), trace.list_phases()
+    kept: set[int] = set()
+    for name, start, end in parts:
+        if name == "forward" and parts[-1][0] != "forward":
+            kept = trace.list_born(start, end) & set(trace.list_alive(end))
+    if layers:
+        parts = [cut for part in parts for cut in _cut_backward(trace, part, layers)]
+    peaks = {}
+    for name, start, end in parts:
+        if end == start:
+            continue
+        at = max(range(start, end), key=live.__getitem__)
+        terms = dict.fromkeys(TERMS, 0)
+        for storage in trace.list_alive(at + 1):
+            unnamed = "activations" if storage in kept else "temporaries"
+            term = trace.labels[storage] or unnamed
+            terms[term] += trace.sizes[storage]
+        peaks[name] = terms
+    return peaks
+
+
+def _cut_backward(
+    trace: Trace, part: tuple[str, int, int], layers: int
+) -> list[tuple[str, int, int]]:
+    name, start, end = part
+    events = enumerate(trace.events[start:end], start)
+    births = [at for at, e in events if e > 0 and trace.labels[e - 1] == "gradients"]
+    if name != "backward" or not births:
+        return [part]
+    cut = births[len(births) - len(births) // layers - 1] + 1
+    return [(name, start, cut), ("backward, first layer", cut, end)]
+
+
+def _pick_largest(peaks: dict[str, Terms]) -> tuple[Terms, str]:
+    phase = max(peaks, key=lambda name: sum(peaks[name].values()))
+    return peaks[phase], phase
+
+
+def _predict_live(
+    config: PretrainedConfig, recipe: Recipe, plan: Strategy, shape: StepShape, on_cuda: bool
+) -> tuple[Terms, str]:
+    """What is alive at the peak, from shallow models where all layers are alike and three of them
+    lie on a line; else from the whole model."""
+
+    def trace_layers(count: int) -> Trace:
+        return trace_strategy(cut_layers(config, count), recipe, plan, shape, on_cuda)
+
+    depth = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if depth > SHALLOW[-1] and has_equal_layers(config):
+        peaks = [list_peaks(trace_layers(count), count) for count in SHALLOW]
+        extended = extend_peaks(peaks, depth)
+        if extended:
+            return _pick_largest(extended)
+    return list_terms(trace_strategy(config, recipe, plan, shape, on_cuda))
+
+
+def extend_peaks(shallow: list[dict[str, Terms]], depth: int) -> dict[str, Terms] | None:
+    """Return the peaks of a model of `depth` layers from those of two, three and four; None where
+    these do not lie on a line, term by term."""
+    two, three, four = shallow
+    if not two.keys() == three.keys() == four.keys():
+        return None
+    extended: dict[str, Terms] = {}
+    for phase, terms in two.items():
+        steps = {term: three[phase][term] - size for term, size in terms.items()}
+        if any(four[phase][term] - three[phase][term] != step for term, step in steps.items()):
+            return None
+        further = depth - SHALLOW[0]
+        extended[phase] = {term: size + further * steps[term] for term, size in terms.items()}
+    return extended
 
 
 def change_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -236,8 +266,3 @@ def change_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         section, name = key.split(".")
         values[section][name] = value
     return Recipe.model_validate(values)
-
-
-def show_name(name_or_path: str) -> str:
-    """A hub id or relative path as it is; an absolute one as a reader may see it."""
-    return display_path(name_or_path) if Path(name_or_path).is_absolute() else name_or_path

@@ -11,7 +11,7 @@ from hallulib.memory.allocator import (
     list_requests,
     replay,
 )
-from hallulib.tracker import Trace
+from hallulib.memory.tracker import Trace
 
 pytestmark = pytest.mark.unit
 
@@ -76,7 +76,7 @@ def test_a_used_part_keeps_its_segment_from_being_given_back():
 def test_a_trace_is_replayed_twice_with_the_optimiser_states_between():
     # storage: 0 weights, 1 first gradient, 2 state, 3 activation, 4 gradient
     trace = Trace(
-        sizes=[100, 40, 80, 60, 40], labels=[""] * 5, phases=[""] * 5,
+        sizes=[100, 40, 80, 60, 40], labels=[""] * 5,
         events=[1, 2, 3, -2, 4, 5, -4, -5],
         marks=[(0, "load"), (1, "first update"), (4, "forward"), (5, "backward"), (7, "update")],
     )  # fmt: skip

@@ -7,20 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import prepare_model_for_kbit_training
 from transformers import AutoConfig
 
-from hallulib.memory import allocator
-from hallulib.memory.fake_model import (
-    as_on_cuda,
-    build_skeleton,
-    make_fake_mode,
-    swap_for_fake,
-    upcast_as_peft_does,
-)
-from hallulib.memory.steps import make_optimizer, train_once
-from hallulib.memory.tracing import no_collection
+from hallulib.memory import StorageTracker, allocator, follow_model, train_once
+from hallulib.memory.skeleton import as_on_cuda, build_skeleton, make_fake_mode, swap_for_fake
 from hallulib.recipe import load_recipe
-from hallulib.tracker import StorageTracker, follow_model
+from hallulib.training import make_optimizer
 
 pytestmark = pytest.mark.unit
 
@@ -44,20 +37,31 @@ def make_config(row):
     )
 
 
+def upcast_as_they_did(policy):
+    """Whatever is not packed becomes float32, by peft's own function."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    prepare_model_for_kbit_training(policy.get_base_model(), use_gradient_checkpointing=False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
 def trace_published_step(row):
-    """Their step: the model's own loss over all tokens, the outputs held until its end."""
+    """Their step: the model's own loss over all tokens, the outputs held until its end, and NF4
+    without double quantisation."""
     changes = {
         "model.quantization": row["quantization"], "model.dtype": "float16",
         "model.gradient_checkpointing": True, "model.attention": row["attn"],
         "lora.r": int(row["lora_r"]), "lora.target_modules": row["lora_targets"].split(),
     }  # fmt: skip
-    recipe = load_recipe("tiny-cpu", changes)
-    model = build_skeleton(make_config(row), recipe, double_quant=False)
+    model = build_skeleton(make_config(row), load_recipe("tiny-cpu", changes))
+    for parameter in model.parameters():
+        if hasattr(parameter, "compress_statistics"):
+            parameter.compress_statistics = False
     ids = torch.ones(int(row["batch_size"]), int(row["seq_len"]), dtype=torch.long)
-    with no_collection(), StorageTracker(on_cuda=True) as tracker, as_on_cuda():
+    with StorageTracker(on_cuda=True) as tracker, as_on_cuda():
         swap_for_fake(model, make_fake_mode(), tracker)
         if row["quantization"] == "nf4":
-            upcast_as_peft_does(model)
+            upcast_as_they_did(model)
         follow_model(tracker, model)
         held = []
 
@@ -65,9 +69,9 @@ def trace_published_step(row):
             held.append(model(input_ids=ids, labels=ids, use_cache=False))
             return held[0].loss
 
-        optimizer = make_optimizer(model, "adamw_torch")
+        optimizer = make_optimizer(model.parameters(), 1e-4, 0.0)
         optimizer.register_step_post_hook(lambda *_: held.clear())
-        train_once(tracker, model.train(), optimizer, loss, False)
+        train_once(tracker, model.train(), optimizer, loss)
     return tracker.trace
 
 

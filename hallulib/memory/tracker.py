@@ -7,9 +7,11 @@ when is known without the memory being there.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,27 +25,26 @@ aten = torch.ops.aten
 class Trace:
     """What was allocated and freed, in order.
 
-    `sizes`, `labels` and `phases` describe storage i: bytes, what it holds ("" = not said), and the
-    phase in which it was allocated. `events` are i + 1 for an allocation, -(i + 1) for a release.
-    `marks` are (number of events before it, name) of every phase.
+    `sizes` and `labels` describe storage i: bytes, and what it holds ("" = not said). `events` are
+    i + 1 for an allocation, -(i + 1) for a release. `marks` are (number of events before it, name)
+    of every phase.
     """
 
     sizes: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    phases: list[str] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
 
-    def find_peak(self, rounding: int = 1) -> tuple[int, int]:
-        """Return (bytes, number of events up to it) of the largest sum alive; each size is rounded
-        up to a multiple of `rounding` (CUDA's allocator: 512)."""
-        alive = peak = at = 0
-        for number, event in enumerate(self.events, start=1):
-            size = -(-self.sizes[abs(event) - 1] // rounding) * rounding
-            alive += size if event > 0 else -size
-            if alive > peak:
-                peak, at = alive, number
-        return peak, at
+    def list_live(self) -> list[int]:
+        """Return the bytes alive after each event."""
+        sizes = (self.sizes[abs(e) - 1] * (1 if e > 0 else -1) for e in self.events)
+        return list(accumulate(sizes))
+
+    def find_peak(self) -> tuple[int, int]:
+        """Return (bytes, number of events up to it) of the largest sum alive."""
+        live = self.list_live()
+        at = max(range(len(live)), key=live.__getitem__)
+        return live[at], at + 1
 
     def list_alive(self, at: int) -> list[int]:
         """Return the storages alive after the first `at` events."""
@@ -60,30 +61,17 @@ class Trace:
         starts = [start for start, _ in self.marks] + [len(self.events)]
         return [(name, starts[i], starts[i + 1]) for i, (_, name) in enumerate(self.marks)]
 
-    def find_phase(self, at: int) -> tuple[str, int]:
-        """Return the phase of the event that was number `at`, counted from 1, and its end."""
-        return next((name, end) for name, _, end in self.list_phases() if at <= end)
-
-    def move_to_host(self, label: str, new_label: str) -> int:
-        """Let the storages of that label take no bytes here; returns the bytes they had."""
-        found = [i for i, own in enumerate(self.labels) if own == label]
-        moved = sum(self.sizes[i] for i in found)
-        for i in found:
-            self.sizes[i], self.labels[i] = 0, new_label
-        return moved
-
-    def list_permanent(self, start: int) -> set[int]:
-        """Return the storages that were there before event `start`, or stay after the last."""
-        born = {event - 1 for event in self.events[start:] if event > 0}
-        gone = {-event - 1 for event in self.events[start:] if event < 0}
-        return set(range(len(self.sizes))) - (born & gone)
+    def list_born(self, start: int, end: int | None = None) -> set[int]:
+        """Return the storages that were allocated from event `start` on."""
+        return {event - 1 for event in self.events[start:end] if event > 0}
 
 
 class StorageTracker(TorchDispatchMode):
     """Within the block every storage that an operator makes is followed until it is gone.
 
     `vocabulary` names the last dimension by which logits are known. `on_cuda` adds what kernels of
-    CUDA do differently from the CPU's whose operators are traced (:data:`CUDA_SCRATCH`).
+    CUDA do differently from the CPU's whose operators are traced (:data:`CUDA_SCRATCH`). Python's
+    collector of cycles stands still meanwhile, so that a trace is the same each time.
     """
 
     def __init__(self, vocabulary: int = 0, on_cuda: bool = False) -> None:
@@ -91,8 +79,18 @@ class StorageTracker(TorchDispatchMode):
         self.trace = Trace()
         self.vocabulary, self.on_cuda = vocabulary, on_cuda
         self._live: dict[int, tuple[int, weakref.ref]] = {}
-        self._phase, self._finished = "", False
+        self._finished = False
         self.start_phase("load")
+
+    def __enter__(self) -> StorageTracker:
+        self._collects = gc.isenabled()
+        gc.disable()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        if self._collects:
+            gc.enable()
+        super().__exit__(*raised)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -100,7 +98,6 @@ class StorageTracker(TorchDispatchMode):
 
     def start_phase(self, name: str) -> None:
         """What is allocated from here on belongs to phase `name`."""
-        self._phase = name
         self.trace.marks.append((len(self.trace.events), name))
 
     def finish(self) -> None:
@@ -125,7 +122,6 @@ class StorageTracker(TorchDispatchMode):
         trace, number = self.trace, len(self.trace.sizes)
         trace.sizes.append(size)
         trace.labels.append(label)
-        trace.phases.append(self._phase)
         trace.events.append(number + 1)
         return number
 
@@ -136,11 +132,6 @@ class StorageTracker(TorchDispatchMode):
     def _guess_label(self, tensor: torch.Tensor) -> str:
         wide = tensor.dim() > 1 and self.vocabulary and tensor.shape[-1] == self.vocabulary
         return "logits" if wide else ""
-
-    def _pass_scratch(self, size: int) -> None:
-        """What an operator allocates inside itself and gives back before it returns."""
-        if size:
-            self.trace.events.append(-self._allocate(size, "") - 1)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -159,8 +150,9 @@ class StorageTracker(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.follow(tensor)
         scratch = SCRATCH.get(name) or (CUDA_SCRATCH.get(name) if self.on_cuda else None)
-        if scratch is not None:
-            self._pass_scratch(scratch(*args))
+        size = scratch(*args) if scratch is not None else 0
+        if size:  # allocated within the operator, and given back before it returns
+            self.trace.events.append(-self._allocate(size, "") - 1)
         return out
 
 
