@@ -25,7 +25,7 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
 from hallulib.dpo.batching import TokenPair, collate_pairs
-from hallulib.dpo.logprobs import completion_logps, compute_logps, sum_completions
+from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.dpo.losses import dpo_loss
 from hallulib.dpo.prefix_sharing import enable_prefix_sharing
 from hallulib.models import attach_adapter, lora_parameters
@@ -110,10 +110,12 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(lora_parameters(policy).values(), lr=1e-5)
     for pair in pairs:
         began = time.perf_counter()
+        batch = collate_pairs([pair], 0, case["shared"])
+        batch = {name: t.to(device) for name, t in batch.items()}
         if case["phase"] == "reference pass":
-            compute_logps(policy, [pair], 0, case["shared"])
+            sum_logps(policy.eval(), batch)
         else:
-            step(policy, reference, pair, case["shared"], recipe, optimizer)
+            step(policy, reference, batch, recipe, optimizer)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
@@ -125,23 +127,23 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@torch.no_grad()
+def sum_logps(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A reference's pass: summed log-probabilities, chosen first."""
+    return sum_completions(completion_logps(model, batch))
+
+
 def step(
     policy: torch.nn.Module,
     reference: PreTrainedModel | None,
-    pair: TokenPair,
-    shared: bool,
+    batch: dict[str, torch.Tensor],
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """One DPO step of one pair; without a second model the reference is what was stored."""
     policy.train()
-    batch = collate_pairs([pair], 0, shared)
-    batch = {name: t.to(next(policy.parameters()).device) for name, t in batch.items()}
     sums = sum_completions(completion_logps(policy, batch))
-    stored = sums.detach() + 1.0
-    if reference is not None:
-        with torch.no_grad():
-            stored = sum_completions(completion_logps(reference, batch))
+    stored = sums.detach() + 1.0 if reference is None else sum_logps(reference, batch)
     losses, *_ = dpo_loss(*sums.split(1), *stored.split(1), recipe.dpo.beta)
     losses.mean().backward()
     optimizer.step()

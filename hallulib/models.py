@@ -125,7 +125,7 @@ def load_base_model(recipe: Recipe) -> PreTrainedModel:
             revision=recipe.model.revision,
             dtype=dtype,
             attn_implementation=recipe.model.attention,
-            quantization_config=_build_quantization(recipe.model.quantization, dtype),
+            quantization_config=build_quantization(recipe.model.quantization, dtype),
             device_map={"": own_device(device)},
         )
     for module in model.modules():
@@ -136,7 +136,8 @@ def load_base_model(recipe: Recipe) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def _build_quantization(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def build_quantization(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """Return how bitsandbytes stores the base weights; None for "none"."""
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 
 from hallulib.memory.tracker import Trace
 
@@ -22,108 +21,85 @@ SMALL = MIB  # up to here from the pool of small blocks
 CUBLAS_WORKSPACE = 8320 * 1024  # :4096:2:16:8, PyTorch's default below compute capability 9.0
 
 
+Block = tuple[int, int, int]
+
+
 class OutOfMemory(Exception):
     """The replay needs more than the limit."""
 
 
-@dataclass(eq=False)
-class Block:
-    """Part of a segment; `before` and `after` are its neighbours there."""
-
-    segment: int
-    address: int
-    size: int
-    small: bool
-    free: bool = False
-    before: Block | None = None
-    after: Block | None = None
-
-
-def _order(block: Block) -> tuple[int, int, int]:
-    """Best fit takes the smallest first, then the lowest address."""
-    return (block.size, block.segment, block.address)
-
-
 class CachingAllocator:
-    """`limit` is what the card has for it, in bytes; None is no limit."""
+    """`limit` is what the card has for it, in bytes; None is no limit.
+
+    A block is (bytes, segment, address): in this order the smallest that is large enough comes
+    first, then the lowest address.
+    """
 
     def __init__(self, limit: int | None = None) -> None:
-        self.limit, self.segments = limit, 0
+        self.limit = limit
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
-        self._pools: dict[bool, list[Block]] = {True: [], False: []}  # free ones, in order of key
-        self._held: dict[Hashable, Block] = {}
+        self._segments: list[int] = []  # bytes of each
+        self._held: dict[Hashable, tuple[bool, Block]] = {}
+        self._free: dict[bool, list[Block]] = {True: [], False: []}  # by pool, in order
+        self._starts: dict[tuple[int, int], int] = {}  # (segment, address) -> bytes free from there
+        self._ends: dict[tuple[int, int], int] = {}  # and up to there
 
     def allocate(self, name: Hashable, size: int) -> None:
         """Take a block of at least `size` bytes. Raises OutOfMemory."""
         size = max(ROUNDING, -(-size // ROUNDING) * ROUNDING)
         small = size <= SMALL
-        block = self._take_best(small, size) or self._new_segment(small, size)
-        rest = block.size - size
+        pool = self._free[small]
+        at = bisect_left(pool, (size, -1, -1))
+        block = self._take(small, pool[at]) if at < len(pool) else self._add_segment(small, size)
+        whole, segment, address = block
+        rest = whole - size
         if rest >= ROUNDING if small else rest > SMALL:
-            self._split(block, size)
-        block.free = False
-        self._held[name] = block
-        self.allocated += block.size
+            self._give(small, (rest, segment, address + size))
+            block = (size, segment, address)
+        self._held[name] = small, block
+        self.allocated += block[0]
         self.peak_allocated = max(self.peak_allocated, self.allocated)
 
     def release(self, name: Hashable) -> None:
         """Give a block back to its pool, where it merges with free neighbours."""
-        block = self._held.pop(name)
-        self.allocated -= block.size
-        if block.after is not None and block.after.free:
-            self._remove(block.after)
-            self._join(block, block.after)
-        if block.before is not None and block.before.free:
-            self._remove(block.before)
-            self._join(block.before, block)
-            block = block.before
-        self._put(block)
+        small, (size, segment, address) = self._held.pop(name)
+        self.allocated -= size
+        after = self._starts.get((segment, address + size), 0)
+        before = self._ends.get((segment, address), 0)
+        if after:
+            self._take(small, (after, segment, address + size))
+        if before:
+            self._take(small, (before, segment, address - before))
+        self._give(small, (before + size + after, segment, address - before))
 
-    def _take_best(self, small: bool, size: int) -> Block | None:
-        pool = self._pools[small]
-        at = bisect_left(pool, (size, -1, -1), key=_order)
-        return pool.pop(at) if at < len(pool) else None
+    def _give(self, small: bool, block: Block) -> None:
+        size, segment, address = block
+        insort(self._free[small], block)
+        self._starts[segment, address] = self._ends[segment, address + size] = size
 
-    def _new_segment(self, small: bool, size: int) -> Block:
+    def _take(self, small: bool, block: Block) -> Block:
+        size, segment, address = block
+        pool = self._free[small]
+        del pool[bisect_left(pool, block)]
+        del self._starts[segment, address], self._ends[segment, address + size]
+        return block
+
+    def _add_segment(self, small: bool, size: int) -> Block:
         large = 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
         segment = 2 * MIB if small else large
         if self.limit is not None and self.reserved + segment > self.limit:
             self._return_free_segments()
             if self.reserved + segment > self.limit:
                 raise OutOfMemory
-        self.segments += 1
+        self._segments.append(segment)
         self.reserved += segment
         self.peak_reserved = max(self.peak_reserved, self.reserved)
-        return Block(self.segments, 0, segment, small)
+        return (segment, len(self._segments) - 1, 0)
 
     def _return_free_segments(self) -> None:
-        for small, pool in self._pools.items():
-            parts = [block for block in pool if block.before or block.after]
-            self.reserved -= sum(block.size for block in pool) - sum(b.size for b in parts)
-            self._pools[small] = parts
-
-    def _split(self, block: Block, size: int) -> None:
-        rest = Block(block.segment, block.address + size, block.size - size, block.small)
-        rest.before, rest.after, block.after = block, block.after, rest
-        if rest.after is not None:
-            rest.after.before = rest
-        block.size = size
-        self._put(rest)
-
-    def _put(self, block: Block) -> None:
-        block.free = True
-        insort(self._pools[block.small], block, key=_order)
-
-    def _remove(self, block: Block) -> None:
-        pool = self._pools[block.small]
-        pool.pop(bisect_left(pool, _order(block), key=_order))
-
-    @staticmethod
-    def _join(left: Block, right: Block) -> None:
-        left.size += right.size
-        left.after = right.after
-        if left.after is not None:
-            left.after.before = left
+        for small, pool in self._free.items():
+            for block in [block for block in pool if block[0] == self._segments[block[1]]]:
+                self.reserved -= self._take(small, block)[0]
 
 
 def replay(requests: Iterable[tuple[Hashable, int]], limit: int | None = None) -> CachingAllocator:

@@ -16,11 +16,10 @@ import torch
 from peft import PeftModel
 from transformers import PretrainedConfig
 
-from hallulib.adapters import attach_adapter, fold_adapter
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.dpo.prefix_sharing import enable_prefix_sharing
-from hallulib.dpo.step import Arm, measure_step
+from hallulib.dpo.train import measure_pairs
 from hallulib.errors import HallulibError
 from hallulib.generation import GenerationBatch, choose_tokens
 from hallulib.memory.skeleton import (
@@ -31,7 +30,7 @@ from hallulib.memory.skeleton import (
     swap_for_fake,
 )
 from hallulib.memory.tracker import StorageTracker, Trace, follow_model
-from hallulib.models import load_base_model
+from hallulib.models import attach_adapter, fold_adapter, load_base_model
 from hallulib.recipe import Recipe
 from hallulib.scoring import pad_rows, score_completions, unwrap_model
 from hallulib.sft import measure_tokens
@@ -166,8 +165,8 @@ def _run_pass(
             _run_reference(models[-1], batch)
             policy.set_adapter("default")
             tracker.start_phase("forward")
-        arm = Arm("dpo", preference=True, sft_weight=recipe.dpo.sft_weight)
-        return measure_step(completion_logps(policy, batch), batch, recipe.dpo, arm)[0]
+        logps = completion_logps(policy, batch)
+        return measure_pairs(logps, batch, recipe.dpo, True, recipe.dpo.sft_weight)[0]
 
     section = recipe.sft if plan.runs == "sft" else recipe.dpo
     optimizer = make_optimizer(policy.parameters(), section.learning_rate, section.weight_decay)
@@ -185,10 +184,7 @@ def make_pairs(shape: StepShape) -> dict[str, torch.Tensor]:
     """Return a DPO batch of pairs with completions of equal length, and their stored reference."""
     prompt, completion = [1] * (shape.tokens - shape.completion), [2] * shape.completion
     pairs = [TokenPair(prompt, completion, completion)] * shape.rows
-    reference = torch.zeros(shape.rows)
-    return collate_pairs(pairs, 0, shape.shared) | {
-        "ref_chosen_logps": reference, "ref_rejected_logps": reference.clone(),
-    }  # fmt: skip
+    return collate_pairs(pairs, 0, shape.shared)
 
 
 def sft_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -16,13 +16,13 @@ import yaml
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from hallulib.adapters import attach_adapter
 from hallulib.errors import DataError, RecipeError
 from hallulib.files import display_path, resolve_path
 from hallulib.memory.budget import read_lengths
 from hallulib.memory.counts import count_parameters, load_model_config
 from hallulib.memory.passes import StepShape, find_strategy, make_rows, sft_loss
 from hallulib.memory.peak import GIB, MemoryBudget, change_recipe, predict_peak
+from hallulib.models import attach_adapter
 from hallulib.recipe import Recipe, load_recipe, nearest
 
 RATES = Path(__file__).parent / "rates.yaml"

@@ -23,10 +23,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.quantizers import AutoHfQuantizer
 
-from hallulib.adapters import attach_adapter
 from hallulib.errors import HallulibError
 from hallulib.memory.tracker import StorageTracker
-from hallulib.models import build_quantization
+from hallulib.models import attach_adapter, build_quantization
 from hallulib.recipe import Recipe
 
 PACKED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
