@@ -255,4 +255,3 @@ def train_once(
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tracker.finish()

@@ -100,10 +100,8 @@ def predict_peak(
     plan = find_strategy(strategy)
     shape = make_shape(config, recipe, plan, (rows, tokens, completion))
     precision = plan.quantization or recipe.model.quantization
-    traced = recipe.model_copy(update={
-        "name": "", "model": recipe.model.model_copy(
-            update={"quantization": precision, "name_or_path": ""}),
-    })  # fmt: skip
+    model = recipe.model.model_copy(update={"quantization": precision, "name_or_path": ""})
+    traced = recipe.model_copy(update={"name": "", "model": model})
     replay = replay and device == "cuda"
     # The peak is the policy's own, so without a replay a reference only adds what is loaded of it.
     adds = plan.reference == "host" or plan.reference != "cache" and not replay
@@ -111,12 +109,7 @@ def predict_peak(
         type(config), config.to_json_string(use_diff=False), traced.model_dump_json(),
         "cached_reference_pass2" if adds else strategy, shape, device == "cuda", replay,
     )  # fmt: skip
-    weights, terms, host = {term: terms[term] for term in WEIGHTS}, dict(terms), 0
-    if plan.reference == "host":
-        host = sum(weights.values())
-    elif adds:
-        more = ("lora_weights",) if plan.reference == "adapter" else WEIGHTS
-        terms |= {term: 2 * weights[term] for term in more}
+    terms, host = _add_reference(terms, plan.reference) if adds else (dict(terms), 0)
     live = sum(terms.values())
     unknown = None if device == "cuda" else live
     allocated, reserved, needed = sizes or (live, unknown, unknown)
@@ -125,6 +118,14 @@ def predict_peak(
     return MemoryBudget(
         strategy, shape.rows, shape.tokens, phase, terms, allocated, reserved, needed, host
     )
+
+
+def _add_reference(terms: Terms, place: str) -> tuple[Terms, int]:
+    """Return the terms with the weights of a reference, and those that lie in host memory."""
+    if place == "host":
+        return dict(terms), sum(terms[term] for term in WEIGHTS)
+    loaded = ("lora_weights",) if place == "adapter" else WEIGHTS
+    return terms | {term: 2 * terms[term] for term in loaded}, 0
 
 
 @lru_cache(maxsize=512)

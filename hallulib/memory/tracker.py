@@ -79,7 +79,6 @@ class StorageTracker(TorchDispatchMode):
         self.trace = Trace()
         self.vocabulary, self.on_cuda = vocabulary, on_cuda
         self._live: dict[int, tuple[int, weakref.ref]] = {}
-        self._finished = False
         self.start_phase("load")
 
     def __enter__(self) -> StorageTracker:
@@ -91,6 +90,7 @@ class StorageTracker(TorchDispatchMode):
         if self._collects:
             gc.enable()
         super().__exit__(*raised)
+        self._live.clear()  # what is freed from here on is the end of the program
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -100,15 +100,8 @@ class StorageTracker(TorchDispatchMode):
         """What is allocated from here on belongs to phase `name`."""
         self.trace.marks.append((len(self.trace.events), name))
 
-    def finish(self) -> None:
-        """Record no more: what is freed from here on is the end of the program."""
-        self._live.clear()
-        self._finished = True
-
     def follow(self, tensor: torch.Tensor, label: str = "") -> None:
         """Follow a tensor's storage from here on, or give one that is followed a label."""
-        if self._finished:
-            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:

@@ -28,7 +28,7 @@ def test_a_prediction_is_written_for_its_stage_and_held_against_what_a_gpu_measu
     predicted = check_fits(recipe, run, "sft")
     written = json.loads(run.path("budget/sft.json").read_text("utf-8"))
     sizes = {name: getattr(predicted, name) for name in ("needed", "allocated", "reserved")}
-    assert sizes.items() <= written.items() and "sft.batch_size" in written["advice"]
+    assert sizes.items() <= written.items() and "checkpointing" in written["advice"]
     assert compare_with_measured(run).empty  # it has not run yet
     record_sft(run, recipe)
     (row,) = compare_with_measured(run).to_dict("records")

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from hallulib.adapters import attach_adapter
 from tiny_model import write_base_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 
 from hallulib import scoring
+from hallulib.checkpoints import Log
 from hallulib.errors import HallulibError
 from hallulib.memory import (
     STRATEGIES,
@@ -21,10 +21,10 @@ from hallulib.memory import (
 )
 from hallulib.memory.passes import StepShape, trace_real, trace_strategy
 from hallulib.memory.peak import change_recipe
-from hallulib.models import load_base_model
+from hallulib.models import attach_adapter, load_base_model
 from hallulib.recipe import load_recipe
-from hallulib.sft import SftTrainer
-from hallulib.training import build_arguments
+from hallulib.sft import TokenRow, make_task
+from hallulib.training import train
 
 pytestmark = pytest.mark.unit
 
@@ -113,23 +113,21 @@ def test_a_deep_model_is_predicted_from_shallow_ones_to_the_byte(plan, tmp_path)
     deep = write_base_model(tmp_path / "deep", num_hidden_layers=9, hidden_size=64)
     recipe = make_recipe(deep, quantization=quantization, gradient_checkpointing=True)
     budget, measured = check_on_this_machine(recipe, plan, 96, 40)
-    assert budget.total == measured > 1_000_000
+    assert budget.total == measured > 500_000
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_real_trainer_takes_what_is_predicted(base, tmp_path, accumulation):
+def test_the_real_training_takes_what_is_predicted(base, tmp_path, accumulation):
     changes = {"sft.batch_size": 4, "sft.max_steps": 3, "sft.gradient_accumulation": accumulation}
     recipe = change_recipe(make_recipe(base, gradient_checkpointing=True), changes)
-    rows = [{"prompt_ids": [5] * 60, "completion_ids": [6] * 36}] * 24
-    args = build_arguments(recipe, recipe.sft, tmp_path / "checkpoints", "linear")
+    rows = [TokenRow([5] * 60, [6] * 36)] * 24
     model = attach_adapter(load_base_model(recipe), recipe)
-    trainer = SftTrainer(model, recipe, args, rows, rows[:1], pad_id=0)
     with StorageTracker(model.config.vocab_size) as tracker:
         follow_model(tracker, model)
-        trainer.train()
+        train(model, make_task(rows, rows[:1], 0), recipe.sft, Log(tmp_path), recipe.seed)
     asked = {"tokens": 96, "completion": 36}
     budget = predict_peak(load_model_config(str(base)), recipe, "sft", **asked, device="cpu")
-    # The Trainer holds a few numbers more: token ids of the batch, loss, gradient norm.
+    # The loop holds a few numbers more: token ids of the batch, loss, gradient norm.
     assert tracker.trace.find_peak()[0] == pytest.approx(budget.total, rel=0.005)
 
 
