@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hallulib.adapters import attach_adapter
 from tiny_model import DRUGS, make_frame, make_recipe, make_texts, shared_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
