@@ -101,7 +101,7 @@ def predict_peak(
     shape = make_shape(config, recipe, plan, (rows, tokens, completion))
     precision = plan.quantization or recipe.model.quantization
     model = recipe.model.model_copy(update={"quantization": precision, "name_or_path": ""})
-    traced = recipe.model_copy(update={"name": "", "model": model})
+    traced = recipe.model_copy(update={"name": "traced", "model": model})
     replay = replay and device == "cuda"
     # The peak is the policy's own, so without a replay a reference only adds what is loaded of it.
     adds = plan.reference == "host" or plan.reference != "cache" and not replay
