@@ -1,46 +1,34 @@
 """Runs the numbered notebooks, in order, into a run folder; skips what is unchanged, resumes.
 
-Each source in notebooks/ is executed with papermill into <run>/notebooks/, never in place, with
-notebooks/ as the working directory (as in JupyterLab). Every notebook gets recipe, run_dir and
-overrides; paths among them are passed on relative to the project, or to the home as ~.
+Every notebook gets recipe, run_dir and overrides; paths among them are passed on relative to the
+project, or to the home as ~.
 """
 
-from __future__ import annotations
-
-import json
+import ast
+import subprocess
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from hallulib.errors import DataError, HallulibError, RecipeError
-from hallulib.files import (
-    display_path,
-    project_root,
-    resolve_path,
-    sha256_file,
-    sha256_text,
-    write_text_atomic,
-)
-from hallulib.notebook import check_parameters, execute
-from hallulib.recipe import Recipe, find_recipe, load_recipe, recipe_names
+from hallulib.files import display_path, project_root, resolve_path, sha256_file, write_text_atomic
+from hallulib.meter import sample_peak
+from hallulib.recipe import find_recipe, load_recipe, name_nearest, recipe_names
 from hallulib.report import read_costs, read_headline, write_report
-from hallulib.run import Run, read_manifest
-from hallulib.stages import STAGES, find_code, hash_code
+from hallulib.run import Run
+from hallulib.stages import STAGES, hash_code
 
 GALLERY = "outputs/gallery"
-
-
-@dataclass
-class CourseResult:
-    """What one call did: the run, and the names of the notebooks executed and skipped."""
-
-    run: Run
-    executed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
 
 
 def run_course(
@@ -52,12 +40,13 @@ def run_course(
     only: str = "",
     force: bool = False,
     notebooks: str | Path = "notebooks",
-) -> CourseResult:
+) -> list[str]:
     """Run the course, or the part of it that has changed, and print the result.
 
     `from_notebook` and `only` take a number or name ("04", "04_reference_cache"); `force` runs
-    the selected notebooks and their stages again. Raises HallulibError when a cell fails and
-    KeyboardInterrupt on Ctrl-C (the next call continues there), RecipeError before anything runs.
+    the selected notebooks and their stages again. Returns the names of the notebooks executed.
+    Raises HallulibError when a cell fails and KeyboardInterrupt on Ctrl-C (the next call continues
+    there), RecipeError before anything runs.
     """
     effective = load_recipe(recipe, overrides)
     run = Run.open(run_dir, effective)
@@ -71,33 +60,30 @@ def run_course(
     for source in chosen:
         check_parameters(source, parameters)
     print(f"Recipe {effective.name}, run {display_path(run.root)}")
-    for source in sources[: sources.index(chosen[0])]:
-        for stage in stages_of(source):
-            if not run.is_current(stage, effective):
-                where = f"{stage} (notebook {source.stem})"
-                print(f"Note: {where} is not up to date with this recipe and code.")
-    result = CourseResult(run)
+    executed = []
     for source in chosen:
         title = f"[{sources.index(source) + 1}/{len(sources)}] {source.stem}"
-        if not force and is_done(run, effective, source, parameters):
+        stages = [name for name, spec in STAGES.items() if spec.notebook == source.stem]
+        current = all(run.is_current(stage, effective) for stage in stages)
+        if current and not force and is_done(run, source, parameters):
             print(f"{title}: unchanged, skipped", flush=True)
-            result.skipped.append(source.stem)
             continue
-        for stage in stages_of(source) if force else []:
+        for stage in stages if force else ():
             run.forget(stage)
         run_notebook(run, source, parameters, title)
-        result.executed.append(source.stem)
-    print_result(run)
-    return result
+        executed.append(source.stem)
+    headline = read_headline(run)
+    if not headline.empty:
+        print(f"\nHeld-out notes, measured:\n{headline.to_string()}")
+    print(f"\n{read_costs(run).to_string()}")
+    print(f"\nReport:    {display_path(write_report(run))}")
+    print(f"Notebooks: {display_path(run.path('notebooks'))}")
+    return executed
 
 
 def find_notebooks(folder: str | Path = "notebooks") -> list[Path]:
-    """The numbered notebooks (NN_name.ipynb) in order. Raises RecipeError if there are none."""
-    found = sorted(resolve_path(folder).glob("[0-9][0-9]_*.ipynb"))
-    if not found:
-        where = display_path(resolve_path(folder))
-        raise RecipeError(f"There are no notebooks in {where}.", "Give the course's own folder.")
-    return found
+    """The numbered notebooks (NN_name.ipynb) in order."""
+    return sorted(resolve_path(folder).glob("[0-9][0-9]_*.ipynb"))
 
 
 def select_notebooks(sources: list[Path], from_notebook: str, only: str) -> list[Path]:
@@ -114,55 +100,57 @@ def select_notebooks(sources: list[Path], from_notebook: str, only: str) -> list
     raise RecipeError(f"There is no notebook '{wanted}'.", f"Use the number of: {names}.")
 
 
-def stages_of(source: Path) -> list[str]:
-    """The stages a notebook runs."""
-    return [name for name, spec in STAGES.items() if spec.notebook == source.stem]
+def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    """Raise RecipeError unless the notebook declares each parameter, with a literal of its type
+    (papermill only warns of an unknown name, and passes on what it is given)."""
+    declared = papermill.inspect_notebook(str(notebook))
+    for name, value in parameters.items():
+        try:
+            if type(ast.literal_eval(declared[name]["default"])) is type(value):
+                continue
+            what = f"declares '{name}' as {declared[name]['default']}"
+        except KeyError:
+            what = f"has no parameter '{name}'." + name_nearest(name, list(declared))
+        except (ValueError, SyntaxError):
+            what = f"declares '{name}' by {declared[name]['default']}, which is no literal"
+        # papermill overlooks a line with two equals signs, even if one is in the comment.
+        raise RecipeError(
+            f"Notebook {notebook.stem} {what}",
+            f"Write a line {name} = <{type(value).__name__}>, without a second '=', in its "
+            "parameters cell.",
+        )
+
+
+def is_done(run: Run, source: Path, parameters: dict[str, Any]) -> bool:
+    """Whether the executed copy shows what this source, code, parameters and results would."""
+    record = run.manifest["notebooks"].get(source.stem, {})
+    state = describe_state(run, source, parameters) | {"status": "done"}
+    return state.items() <= record.items() and run.path(f"notebooks/{source.name}").is_file()
 
 
 def describe_state(run: Run, source: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """All that decides what an executed notebook shows: it, its parameters, code, and results.
-
-    Results are those of the stages up to this notebook, since a notebook may show earlier ones.
-    """
+    """All that decides what an executed notebook shows: it, its parameters, code, and the results
+    of the stages up to it."""
     records = run.manifest["stages"]
     shown = [n for n, spec in STAGES.items() if spec.notebook <= source.stem and n in records]
     results = {name: records[name]["outputs"] for name in shown}
-    return {
-        "source_sha": sha256_file(source),
-        "package_sha": hash_code(find_code(["**/*"])),
-        "results_sha": sha256_text(json.dumps(results, sort_keys=True)),
-        "parameters": parameters,
-    }
-
-
-def is_done(run: Run, recipe: Recipe, source: Path, parameters: dict[str, Any]) -> bool:
-    """Whether the executed copy shows what this source, code, parameters and results would."""
-    record = run.manifest["notebooks"].get(source.stem, {})
-    if record.get("status") != "done" or not (run.root / "notebooks" / source.name).is_file():
-        return False
-    state = describe_state(run, source, parameters)
-    unchanged = all(record.get(key) == value for key, value in state.items())
-    return unchanged and all(run.is_current(stage, recipe) for stage in stages_of(source))
+    shas = {"source_sha": sha256_file(source), "package_sha": hash_code(["**/*"])}
+    return shas | {"results": results, "parameters": parameters}
 
 
 def run_notebook(run: Run, source: Path, parameters: dict[str, Any], title: str) -> None:
     """Execute one notebook and record how it went; raises unless it reached its end."""
-    target = run.root / "notebooks" / source.name
+    target = run.path(f"notebooks/{source.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    last = run.manifest["notebooks"].get(source.stem, {}).get("expected_seconds")
-    state = describe_state(run, source, parameters) | {"expected_seconds": last}
-    unknown = {"status": "running", "wall_seconds": 0.0, "peak_memory_bytes": 0}
-    run.update(lambda manifest: manifest["notebooks"].update({source.stem: state | unknown}))
-    print(f"{title}: last time {tqdm.format_interval(last)}" if last else f"{title}:", flush=True)
+    run.update(lambda manifest: manifest["notebooks"].pop(source.stem, None))
+    state = describe_state(run, source, parameters)
+    print(f"{title}: begun", flush=True)
     result = execute(source, target, parameters, title)
     # Sources count as they were at the start, results as they are at the end.
-    state["results_sha"] = describe_state(run, source, parameters)["results_sha"]
-    if result["status"] == "done":
-        state["expected_seconds"] = result["wall_seconds"]
+    state["results"] = describe_state(run, source, parameters)["results"]
     run.update(lambda manifest: manifest["notebooks"].update({source.stem: state | result}))
-    seconds, peak = result["wall_seconds"], result["peak_memory_bytes"] / 2**30
-    spent = f"{tqdm.format_interval(seconds)}, peak {peak:.2f} GiB"
-    print(f"{title}: {result['status']} in {spent}", flush=True)
+    spent, peak = tqdm.format_interval(result["wall_seconds"]), result["peak_memory_bytes"] / 2**30
+    print(f"{title}: {result['status']} in {spent}, peak {peak:.2f} GiB", flush=True)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt
     if result["status"] == "failed":
@@ -173,36 +161,71 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], title: str)
         )
 
 
-def print_result(run: Run) -> None:
-    """The headline, what each notebook cost, and where to read on."""
-    report, headline = write_report(run), read_headline(run.root)
-    if not headline.empty:
-        print(f"\nHeld-out notes, measured:\n{headline.to_string()}")
-    print(f"\n{read_costs(run.root).to_string()}")
-    print(f"\nReport:    {display_path(report)}")
-    print(f"Notebooks: {display_path(run.root / 'notebooks')}")
+class ThisPython(AsyncKernelManager):
+    """Starts kernels with the interpreter that runs us, whatever kernels the user has installed."""
+
+    async def _async_start_kernel(self, **options: Any) -> None:
+        # What a kernel says outside of its cells, on a crash or on Ctrl-C, is nothing to act on.
+        await super()._async_start_kernel(stderr=subprocess.DEVNULL, **options)
+
+    start_kernel = _async_start_kernel
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """ipykernel's own spec; its command is sys.executable."""
+        return KernelSpec(**get_kernel_dict())
+
+
+def execute(source: Path, target: Path, parameters: dict[str, Any], title: str) -> dict[str, Any]:
+    """Run `source` from its own folder, as JupyterLab does; `target` keeps all that ran.
+
+    Returns `status` (done, failed or interrupted), the last `cell` begun, what it raised as
+    `error`, `wall_seconds`, and `peak_memory_bytes` of all kernel processes together.
+    """
+    result, start = {"status": "failed", "cell": "", "error": ""}, time.perf_counter()
+    cells = len(nbformat.read(source, as_version=4).cells) + 1  # and the injected parameters
+    bar = tqdm(total=cells, desc=title, unit="cell", disable=None, leave=False)
+
+    def follow(cell: Any, cell_index: int) -> None:
+        result["cell"] = cell["id"]
+        bar.update(cell_index - bar.n)
+
+    # Each sample moves the bar's clock, so that one sees a long cell is alive.
+    with bar, sample_peak(children=True, on_sample=bar.refresh) as peak:
+        try:
+            options = {"kernel_manager_class": ThisPython, "on_cell_start": follow}
+            options |= {"cwd": source.parent, "progress_bar": False}
+            papermill.execute_notebook(source, target, parameters, **options)
+            result["status"] = "done"
+        except KeyboardInterrupt:
+            result["status"] = "interrupted"
+        except PapermillExecutionError as error:
+            result["error"] = f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            result["error"] = "The kernel died, most often for want of memory."
+    measured = {"wall_seconds": time.perf_counter() - start, "peak_memory_bytes": peak["bytes"]}
+    return result | measured
 
 
 def publish_gallery(
-    run_root: Path, notebooks: str | Path = "notebooks", target: str | Path = GALLERY
+    run: Run, notebooks: str | Path = "notebooks", target: str | Path = GALLERY
 ) -> list[Path]:
     """Copy a run's executed notebooks to the gallery and stamp each; returns the copies.
 
     Raises DataError, before anything is written, unless every notebook ran to its end from its
     present source and no copy names a folder of this machine.
     """
-    manifest, copies = read_manifest(run_root), {}
+    manifest, copies = run.manifest, {}
     versions = next(iter(manifest["stages"].values()), {}).get("versions", {})
+    known = {"recipe": manifest["recipe"]["name"], "versions": versions}
     for source in find_notebooks(notebooks):
         record = manifest["notebooks"].get(source.stem, {})
-        if record.get("status") != "done" or record.get("source_sha") != sha256_file(source):
+        if record.get("status") != "done" or record["source_sha"] != sha256_file(source):
             raise _refuse(source.stem, "has not run to its end from its present source")
-        notebook = nbformat.read(run_root / "notebooks" / source.name, as_version=4)
+        notebook = nbformat.read(run.path(f"notebooks/{source.name}"), as_version=4)
         stamp = ("source_sha", "parameters", "wall_seconds", "peak_memory_bytes")
-        notebook.metadata["hallulib"] = {key: record[key] for key in stamp} | {
-            "recipe": manifest["recipe"]["name"],
-            "versions": versions,
-        }
+        notebook.metadata["hallulib"] = known | {key: record[key] for key in stamp}
+        del notebook.metadata["papermill"]  # it names folders of this machine
         text = nbformat.writes(notebook)
         if str(Path.home()) in text or str(project_root()) in text:
             raise _refuse(source.stem, "prints a path of this machine")
@@ -213,7 +236,5 @@ def publish_gallery(
 
 
 def _refuse(name: str, why: str) -> DataError:
-    return DataError(
-        f"The gallery cannot take notebook {name}: it {why}.",
-        "Run `python -m hallulib course` first; the gallery is unchanged.",
-    )
+    what = f"The gallery cannot take notebook {name}: it {why}."
+    return DataError(what, "Run `python -m hallulib course` first; the gallery is unchanged.")

@@ -1,13 +1,8 @@
 """The one exception family: every error says what happened, where, and the next action."""
 
-from __future__ import annotations
-
 
 class HallulibError(Exception):
-    """Base of all errors a reader can act on.
-
-    `str(error)` is "what\\nNext: next_step", so a traceback in a notebook shows both.
-    """
+    """An error that a reader can act on; `str(error)` is "what\\nNext: next_step"."""
 
     def __init__(self, what: str, next_step: str) -> None:
         super().__init__(what, next_step)

@@ -1,7 +1,5 @@
 """Where things are and how they are shown; hashes, untearable writes, JSON Lines, a full disk."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -18,36 +16,29 @@ from hallulib.errors import DataError, HallulibError
 LARGE = 2**26  # bytes; smaller files take no time to hash
 
 
-@cache
 def project_root() -> Path:
-    """The folder that holds pyproject.toml: above the package, else above the working directory."""
-    for start in (Path(__file__).resolve().parent, Path.cwd().resolve()):
-        for folder in (start, *start.parents):
-            if (folder / "pyproject.toml").is_file() and (folder / "hallulib").is_dir():
-                return folder
-    raise HallulibError(
-        "The project folder (with pyproject.toml, notebooks/ and data/) was not found.",
-        "Install the package in place (pip install -e .) or start from the project folder.",
-    )
+    """The folder that holds hallulib/, notebooks/ and data/ (the package is installed in place)."""
+    return Path(__file__).resolve().parents[1]
 
 
 def resolve_path(path: str | Path) -> Path:
     """An absolute path as it is; a relative one counts from the project root, wherever we run."""
-    path = Path(path).expanduser()
-    return path if path.is_absolute() else project_root() / path
+    return project_root() / Path(path).expanduser()
 
 
 def display_path(path: str | Path) -> str:
-    """`path` for a reader: relative to the project; outside of it, never with the home directory.
-
-    Notebooks keep their output, so a printed path must not tell whose machine it was.
-    """
-    path = Path(path)
-    absolute = Path(os.path.abspath(path))
+    """`path` for a reader: relative to the project, or to the home as ~, since notebooks keep what
+    they print and must not tell whose machine it was."""
+    path = Path(os.path.abspath(path))
     for root, prefix in ((project_root(), ""), (Path.home(), "~/")):
-        if absolute.is_relative_to(root):
-            return prefix + absolute.relative_to(root).as_posix()
-    return absolute.as_posix()
+        if path.is_relative_to(root):
+            return prefix + path.relative_to(root).as_posix()
+    return path.as_posix()
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of a string (UTF-8)."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:
@@ -65,34 +56,23 @@ def _hash_file(path: str, stamp: tuple[int, ...]) -> str:
 
 
 def sha256_tree(path: str | Path) -> str:
-    """Hex sha256 of a file, or of a folder: every relative name and contents, in sorted order.
-
-    Hidden and temporary files are no content, nor is the working state in `checkpoints`.
-    """
+    """Hex sha256 of a file, or of a folder's names and contents, without hidden and temporary
+    files and the working state in `checkpoints`."""
     path = Path(path)
     if not path.is_dir():
         return sha256_file(path)
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
-        name = file.relative_to(path)
-        passing = any(part.startswith(".") for part in name.parts) or file.suffix == ".tmp"
-        if file.is_file() and not passing and name.parts[0] != "checkpoints":
-            digest.update(f"{name.as_posix()}\0{sha256_file(file)}\n".encode())
+    for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*")):
+        passing = name.endswith(".tmp") or name.startswith("checkpoints/") or "/." in f"/{name}"
+        if (path / name).is_file() and not passing:
+            digest.update(f"{name}\0{sha256_file(path / name)}\n".encode())
     return digest.hexdigest()
-
-
-def sha256_text(text: str) -> str:
-    """Hex sha256 of a string (UTF-8)."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`.
-
-    A reader finds the old file or the new one, never half of either. Raises HallulibError when the
-    disk is full or read-only; the old file is then untouched.
-    """
+    """A temporary path to write to, which then takes the place of `path`, whole or not at all.
+    Raises HallulibError when the disk is full or read-only."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_guard(path):
@@ -107,23 +87,31 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` through :func:`replace_file`."""
+    """Write `text` through `replace_file`."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json_atomic(path: str | Path, obj: Any) -> None:
-    """Write `obj` as indented JSON with `write_text_atomic`."""
+    """Write `obj` as indented JSON through `replace_file`."""
     write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as JSON Lines, whole or not at all."""
-    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write rows as JSON Lines through `replace_file`."""
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        append_lines(file, rows)
+
+
+def append_lines(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a JSON Lines file and wait until they are on the disk."""
+    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON Lines file. Raises DataError naming the line that is not JSON."""
+    """The rows of a JSON Lines file. Raises DataError naming the line that is not JSON."""
     advice = f"delete {display_path(path)} and run the notebook that writes it again"
     with path.open(encoding="utf-8") as file:
         return [row for _, row in parse_lines(file, path.name, advice)]
@@ -141,28 +129,18 @@ def parse_lines(lines: Iterable[str], name: str, advice: str) -> Iterator[tuple[
 
 
 def recover_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a work file up to the first line that is torn or damaged; the file is cut there,
-    and what came after is made again."""
-    rows, good, data = [], 0, path.read_bytes() if path.exists() else b""
-    for line in data.splitlines(keepends=True):
+    """The rows of a work file up to the first line that is torn or damaged; it is cut there."""
+    rows, good = [], 0
+    data = path.read_bytes() if path.exists() else b""
+    for line in data.split(b"\n")[:-1]:  # what follows the last line's end is torn, or empty
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except ValueError:
             break
-        if not line.endswith(b"\n"):
-            break
-        rows.append(row)
-        good += len(line)
+        good += len(line) + 1
     if good < len(data):
         os.truncate(path, good)
     return rows
-
-
-def append_lines(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a work file and wait until they are on the disk."""
-    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 _CAUSES = {
@@ -172,18 +150,11 @@ _CAUSES = {
     errno.EACCES: "there is no permission for it",
     errno.EPERM: "there is no permission for it",
 }
-# Rust libraries (safetensors, tokenizers) report "... (os error 28)" in an exception of their own.
-_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
-# torch.save reports nothing but where it stopped.
-_TORCH_WRITE_ERROR = "inline_container"
 
 
 @contextmanager
 def storage_guard(path: str | Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk below `path` into one plain error.
-
-    Any other error passes through unchanged.
-    """
+    """Turn a full, read-only or forbidden disk below `path` into one plain error."""
     try:
         yield
     except Exception as error:
@@ -200,11 +171,13 @@ def storage_guard(path: str | Path) -> Iterator[None]:
 def _storage_cause(error: BaseException | None) -> str | None:
     """What is wrong with the disk, looking through chained exceptions; None if nothing is."""
     while error is not None:
-        match = _RUST_OS_ERROR.search(str(error))
-        number = int(match.group(1)) if match else getattr(error, "errno", None)
+        # Rust libraries (safetensors, tokenizers) tell the number in an exception of their own,
+        # and torch.save nothing but where it stopped.
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(match[1]) if match else getattr(error, "errno", None)
         if number in _CAUSES:
             return _CAUSES[number]
-        if isinstance(error, RuntimeError) and _TORCH_WRITE_ERROR in str(error):
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):
             return "a file could not be written to its end (is the disk full?)"
         error = error.__cause__ or error.__context__
     return None

@@ -1,62 +1,21 @@
-"""The recipe: the one configuration of a run, validated; loads recipes/*.yaml or your own."""
+"""Loads the recipe, the one configuration of a run: recipes/*.yaml or your own, and changes to it.
 
-from __future__ import annotations
+What may stand in it: recipe_sections.py.
+"""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field as PydanticField
 from pydantic import ValidationError
 
 from hallulib.errors import RecipeError
 from hallulib.files import display_path, resolve_path
-from hallulib.recipe_sections import (
-    AssessmentSection,
-    DataSection,
-    DpoSection,
-    EvaluationSection,
-    LoraSection,
-    MemorySection,
-    ModelSection,
-    PairsSection,
-    ReferenceSection,
-    Section,
-    SftSection,
-    field,
-)
+from hallulib.recipe_sections import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Recipe(Section):
-    """Everything that decides a run. `load_recipe` makes one; it cannot be changed afterwards."""
-
-    name: str = PydanticField(
-        description="name of the recipe; a run folder belongs to one", pattern=r"^\w[\w.+ -]*$"
-    )
-    description: str = field("", "one line about it")
-    seed: int = field(0, "seed of every random choice", ge=0)
-    model: ModelSection = field(ModelSection(), "base model")
-    lora: LoraSection = field(LoraSection(), "adapter")
-    data: DataSection = field(DataSection(), "notes and references")
-    sft: SftSection = field(SftSection(), "supervised fine-tuning")
-    pairs: PairsSection = field(PairsSection(), "preference pairs")
-    reference: ReferenceSection = field(ReferenceSection(), "cached reference log-probabilities")
-    dpo: DpoSection = field(DpoSection(), "direct preference optimisation")
-    memory: MemorySection = field(MemorySection(), "memory budget")
-    evaluation: EvaluationSection = field(EvaluationSection(), "measurement on held-out notes")
-    assessment: AssessmentSection = field(AssessmentSection(), "human assessment")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain, JSON-ready values."""
-        return self.model_dump(mode="json")
-
-    def choose_sections(self, sections: Sequence[str]) -> dict[str, Any]:
-        """The named sections and the seed, which always counts, as plain values."""
-        return {name: self.to_dict()[name] for name in (*sections, "seed")}
 
 
 def recipe_names() -> list[str]:
@@ -70,41 +29,36 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     `overrides` may be nested ({"dpo": {"beta": 0.2}}), dotted ({"dpo.beta": 0.2}) or both.
     Raises RecipeError for an unknown recipe, key or value, naming the nearest valid key.
     """
-    values = _read_yaml(find_recipe(str(name_or_path)))
-    overrides = {} if overrides is None else overrides
-    if not isinstance(overrides, Mapping):
+    values = _read_yaml(find_recipe(name_or_path))
+    if not isinstance(overrides, Mapping | None):
         raise RecipeError(
             f"overrides must be a dict, got {overrides!r}.",
             "Write {'dpo.beta': 0.2}; with papermill: -y 'overrides: {dpo.beta: 0.2}'.",
         )
-    _merge(values, [], overrides)
+    _merge(values, [], overrides or {})
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise _explain(error) from None
 
 
-def parse_set(assignments: list[str]) -> dict[str, Any]:
+def parse_set(assignments: list[str] | None) -> dict[str, Any]:
     """`["dpo.beta=0.2"]` -> `{"dpo.beta": "0.2"}`; the recipe turns text into the field's type.
 
-    The value of a field that holds text is taken as it is. Elsewhere a value that starts with [ or
-    { is read as YAML, so that lists can be given too.
+    For a field that does not hold text, a value that starts with [ or { is read as YAML.
     """
     overrides: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        key, value = key.strip(), text.strip()
+    for assignment in assignments or []:
+        key, equals, value = (part.strip() for part in assignment.partition("="))
         if not equals or not key:
             raise RecipeError(f"'{assignment}' sets nothing.", "Write key=value, as dpo.beta=0.2.")
-        if field_types().get(key) is str:
-            value = text
-        elif value[:1] in ("[", "{"):
+        overrides[key] = value
+        if value[:1] in ("[", "{") and field_types().get(key) is not str:
             try:
-                value = yaml.safe_load(value)
+                overrides[key] = yaml.safe_load(value)
             except yaml.YAMLError:
                 advice = "Write a list as [a, b] and a table as {a: b}; mind the shell's quotes."
                 raise RecipeError(f"The value of '{assignment}' is not YAML.", advice) from None
-        overrides[key] = value
     return overrides
 
 
@@ -113,9 +67,8 @@ def field_types() -> dict[str, Any]:
     types: dict[str, Any] = {}
     for name, info in Recipe.model_fields.items():
         types[name] = info.annotation
-        if isinstance(info.default, Section):
-            leaves = type(info.default).model_fields.items()
-            types |= {f"{name}.{leaf}": inner.annotation for leaf, inner in leaves}
+        inner = getattr(info.annotation, "model_fields", {})
+        types |= {f"{name}.{leaf}": field.annotation for leaf, field in inner.items()}
     return types
 
 
@@ -135,17 +88,18 @@ def name_nearest(name: str, valid: list[str]) -> str:
     return f" Did you mean '{close}'?" if close else ""
 
 
-def find_recipe(name: str, shipped_only: bool = False) -> Path:
+def find_recipe(name: str) -> Path:
     """The file of a shipped recipe, or of your own given by path (RecipeError if neither)."""
-    if name in recipe_names():
+    shipped = recipe_names()
+    if name in shipped:
         return RECIPES / f"{name}.yaml"
-    looks_like_path = not shipped_only and (name.endswith((".yaml", ".yml")) or "/" in name)
-    for path in (Path(name).expanduser(), resolve_path(name)) if looks_like_path else ():
+    is_path = name.endswith((".yaml", ".yml")) or "/" in name
+    for path in (Path(name).expanduser(), resolve_path(name)) if is_path else ():
         if path.is_file():
             return path
     raise RecipeError(
-        f"There is no recipe '{name}'." + name_nearest(name, recipe_names()),
-        f"Use one of {', '.join(recipe_names())}, or the path of your own YAML file.",
+        f"There is no recipe '{name}'." + name_nearest(name, shipped),
+        f"Use one of {', '.join(shipped)}, or the path of your own YAML file.",
     )
 
 
@@ -154,27 +108,25 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            found = f"the key '{sorted(twice)[0]}' stands twice in one table"
-            raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
+        for key in keys:
+            if keys.count(key) > 1:
+                found = f"the key '{key}' stands twice in one table"
+                raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The settings of a file, on top of those of the shipped recipe that it `extends`, if any."""
+    """The settings of a file, on top of those of the recipe that it `extends`, if any."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        if not isinstance(values, dict):
+            raise yaml.YAMLError("it holds no settings")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = " ".join(str(error).split())
-        what = f"{display_path(path)} is not valid YAML: {place}"
-        raise RecipeError(what, "Correct the file.") from None
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{display_path(path)} holds no settings.", "Start from a copy of tiny-cpu.yaml."
-        )
+        what = f"{display_path(path)} is not a recipe in YAML: {place}"
+        raise RecipeError(what, "Correct it, or start from a copy of tiny-cpu.yaml.") from None
     base = values.pop("extends", None)
-    start = {} if base is None else _read_yaml(find_recipe(str(base), shipped_only=True))
+    start = {} if base is None else _read_yaml(find_recipe(str(base)))
     _merge(start, [], {"name": path.stem} | values)
     return start
 
@@ -201,8 +153,7 @@ def _unknown_key(key: str) -> RecipeError:
 
 def _explain(error: ValidationError) -> RecipeError:
     """The first problem in plain words (unknown keys first, they often cause the others)."""
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = problems[0]
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown_key(key)

@@ -21,9 +21,9 @@ from hallulib.models import (
     lora_parameters,
 )
 from hallulib.recipe import Recipe
-from hallulib.run import Run
+from hallulib.run import Run, stage
 from hallulib.scoring import encode_completion, pad_rows, score_completions
-from hallulib.stage import stage
+from hallulib.run import stage
 from hallulib.training import Batch, Metrics, Task, train
 
 

@@ -1,12 +1,10 @@
 """The stages, as stages.yaml lists them, and all that decides a stage beside its inputs."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -21,20 +19,9 @@ LIBRARIES = (
 ).split()
 
 
-@dataclass(frozen=True)
-class StageSpec:
-    """One stage; stages.yaml says what each field is."""
-
-    notebook: str
-    door: str
-    inputs: list[str]
-    outputs: list[str]
-    sections: list[str]
-    code: list[str]
-
-
 _TABLE = yaml.safe_load((PACKAGE / "stages.yaml").read_text("utf-8"))
-STAGES: dict[str, StageSpec] = {name: StageSpec(**row) for name, row in _TABLE.items()}
+# Each has notebook, door, inputs, outputs, sections and code; the table says what these are.
+STAGES = {name: SimpleNamespace(**row) for name, row in _TABLE.items()}
 
 
 def find_producer(artifact: str) -> tuple[str, str]:
@@ -48,37 +35,34 @@ def find_producer(artifact: str) -> tuple[str, str]:
 
 def list_causes(stage: str, recipe: Recipe) -> dict[str, Any]:
     """All that decides a stage beside its inputs: settings, code, what it reads from outside."""
-    spec = STAGES[stage]
+    sections = STAGES[stage].sections
     outside = {
         "model": recipe.model.name_or_path,
         "data": recipe.data.path,
         "evaluation": recipe.evaluation.nli_model,
     }
     return {
-        "sections": recipe.choose_sections(spec.sections),
-        "code": hash_code(find_code(spec.code)),
-        "external": {
-            name: _hash_outside(outside[name]) for name in spec.sections if name in outside
-        },
+        "sections": recipe.choose_sections(sections),
+        "code": hash_code(STAGES[stage].code),
+        "external": {name: _hash_outside(outside[name]) for name in sections if name in outside},
     }
 
 
 def find_code(names: Iterable[str]) -> set[Path]:
     """The sources and tables of rooms ("dpo") and modules ("dpo/pairs") of this package."""
-    found = {path for name in names for path in PACKAGE.glob(f"{name}.py")}
-    found |= {path for name in names for path in PACKAGE.glob(f"{name}/**/*")}
-    return {path for path in found if path.suffix in (".py", ".yaml", ".json", ".j2")}
+    found = [[*PACKAGE.glob(f"{name}.py"), *PACKAGE.glob(f"{name}/**/*")] for name in names]
+    return {path for path in sum(found, []) if path.suffix in (".py", ".yaml", ".json", ".j2")}
 
 
-def hash_code(files: Iterable[Path]) -> str:
-    """sha256 of the names and texts of files of this package, line endings normalised."""
-    texts = [f"{f.relative_to(PACKAGE).as_posix()}\n{f.read_text('utf-8')}" for f in sorted(files)]
+def hash_code(names: Iterable[str]) -> str:
+    """sha256 of the names and texts of `find_code(names)`, line endings normalised."""
+    files = sorted(find_code(names))
+    texts = [f"{f.relative_to(PACKAGE).as_posix()}\n{f.read_text('utf-8')}" for f in files]
     return sha256_text("\0".join(texts))
 
 
 def _hash_outside(name: str) -> str:
-    """A local model or data file by content (or the checksums it brings); "" for a hub id, which
-    the recipe holds already, with its revision."""
+    """A local model or data file by content (or the checksums it brings); "" for a hub id."""
     path = resolve_path(name)
     if not name or not path.exists():
         return ""

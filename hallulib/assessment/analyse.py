@@ -30,8 +30,7 @@ from hallulib.assessment.session import SIMULATED, Session, make_header, read_ge
 from hallulib.errors import SessionError
 from hallulib.files import read_jsonl, sha256_text, write_json_atomic
 from hallulib.recipe import Recipe
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 
 SUMMARY = "assessment/summary.json"
 Opinions = Callable[[Item], list[tuple[str, ItemState]]]  # (letter, what that assessor said)

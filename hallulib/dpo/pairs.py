@@ -33,8 +33,7 @@ from hallulib.generation import generate_summaries, limit_new_tokens
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import PairsSection
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 
 BEYOND = "beyond pairs.max_pairs"
 Row = dict[str, Any]  # a note of data/train.parquet, or a pair of pairs/*.parquet

@@ -33,8 +33,7 @@ from hallulib.meter import explain_out_of_memory
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import ModelSection
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 
 TABLE = "CREATE TABLE IF NOT EXISTS rows (address BLOB, chosen BLOB, rejected BLOB, checksum INT)"
 # What sqlite says of a file that it could read and that is not, or no longer, our database.

@@ -27,8 +27,7 @@ from hallulib.models import load_policy, load_tokenizer
 from hallulib.processes import count_processes, is_main_process
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DpoSection
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 from hallulib.training import Batch, Metrics, Task, move, train
 
 

@@ -23,8 +23,7 @@ from hallulib.evaluation.texts import measure_texts
 from hallulib.files import append_lines, recover_lines, write_json_atomic, write_jsonl
 from hallulib.models import pick_device
 from hallulib.recipe import Recipe
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 
 JUDGED = 32  # summaries judged between two writes to disk
 

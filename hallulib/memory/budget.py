@@ -17,8 +17,7 @@ from hallulib.memory.counts import load_model_config
 from hallulib.memory.passes import STRATEGIES, find_strategy, trace_real
 from hallulib.memory.peak import GIB, MemoryBudget, make_shape, predict_peak
 from hallulib.recipe import Recipe, load_recipe
-from hallulib.run import Run
-from hallulib.stage import stage
+from hallulib.run import Run, stage
 
 OUTPUT = "budget/budget.json"
 # Which prediction stands beside which measured stage.
