@@ -6,10 +6,10 @@ import re
 
 import nbformat
 import pytest
+from hallulib.notebook import check_parameters
 
 from hallulib.course import GALLERY
 from hallulib.files import project_root, sha256_file
-from hallulib.notebook import check_parameters
 from hallulib.stages import STAGES
 
 pytestmark = pytest.mark.static

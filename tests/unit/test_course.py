@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from hallulib.notebook import check_parameters
 from notebook_factory import write_notebook
 from run_factory import finish
 from test_run import small_disk
@@ -20,7 +21,6 @@ from test_run import small_disk
 from hallulib.course import find_notebooks, publish_gallery, run_course, select_notebooks
 from hallulib.errors import DataError, HallulibError, RecipeError
 from hallulib.files import sha256_file
-from hallulib.notebook import check_parameters
 from hallulib.recipe import load_recipe
 from hallulib.report import read_headline, write_report
 from hallulib.run import Run

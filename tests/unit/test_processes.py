@@ -16,9 +16,9 @@ from hallulib.checkpoints import load_trained
 from hallulib.dpo.reference import cache_reference, load_reference_result
 from hallulib.dpo.train import train_dpo
 from hallulib.files import read_jsonl, sha256_tree
-from hallulib.provenance import PACKAGE
 from hallulib.run import Run
 from hallulib.sft import train_sft
+from hallulib.stages import PACKAGE
 
 pytestmark = pytest.mark.unit
 
