@@ -23,7 +23,7 @@ from tqdm import tqdm
 from hallulib.errors import DataError, HallulibError, RecipeError
 from hallulib.files import display_path, project_root, resolve_path, sha256_file, write_text_atomic
 from hallulib.meter import sample_peak
-from hallulib.recipe import find_recipe, load_recipe, name_nearest, recipe_names
+from hallulib.recipe import load_recipe, name_nearest, recipe_names
 from hallulib.report import read_costs, read_headline, write_report
 from hallulib.run import Run
 from hallulib.stages import STAGES, hash_code
@@ -53,7 +53,7 @@ def run_course(
     sources = find_notebooks(notebooks)
     chosen = select_notebooks(sources, from_notebook, only)
     parameters = {
-        "recipe": recipe if recipe in recipe_names() else display_path(find_recipe(recipe)),
+        "recipe": recipe if recipe in recipe_names() else display_path(resolve_path(recipe)),
         "run_dir": display_path(run.root) if run_dir else "",
         "overrides": dict(overrides or {}),
     }

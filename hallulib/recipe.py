@@ -29,7 +29,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     `overrides` may be nested ({"dpo": {"beta": 0.2}}), dotted ({"dpo.beta": 0.2}) or both.
     Raises RecipeError for an unknown recipe, key or value, naming the nearest valid key.
     """
-    values = _read_yaml(find_recipe(name_or_path))
+    values = _read_yaml(_find_recipe(name_or_path))
     if not isinstance(overrides, Mapping | None):
         raise RecipeError(
             f"overrides must be a dict, got {overrides!r}.",
@@ -88,15 +88,12 @@ def name_nearest(name: str, valid: list[str]) -> str:
     return f" Did you mean '{close}'?" if close else ""
 
 
-def find_recipe(name: str) -> Path:
+def _find_recipe(name: str) -> Path:
     """The file of a shipped recipe, or of your own given by path (RecipeError if neither)."""
-    shipped = recipe_names()
-    if name in shipped:
-        return RECIPES / f"{name}.yaml"
-    is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    for path in (Path(name).expanduser(), resolve_path(name)) if is_path else ():
+    for path in (RECIPES / f"{name}.yaml", resolve_path(name)):
         if path.is_file():
             return path
+    shipped = recipe_names()
     raise RecipeError(
         f"There is no recipe '{name}'." + name_nearest(name, shipped),
         f"Use one of {', '.join(shipped)}, or the path of your own YAML file.",
@@ -126,7 +123,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         what = f"{display_path(path)} is not a recipe in YAML: {place}"
         raise RecipeError(what, "Correct it, or start from a copy of tiny-cpu.yaml.") from None
     base = values.pop("extends", None)
-    start = {} if base is None else _read_yaml(find_recipe(str(base)))
+    start = {} if base is None else _read_yaml(_find_recipe(base))
     _merge(start, [], {"name": path.stem} | values)
     return start
 

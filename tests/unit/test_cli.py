@@ -8,7 +8,7 @@ import types
 
 import pytest
 import yaml
-from run_factory import finish
+from run_factory import change, finish
 
 from hallulib import cli
 from hallulib.recipe import load_recipe
@@ -29,13 +29,13 @@ def call(capsys, *arguments):
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
     """outputs/ and relative run folders are below tmp_path."""
-    for module in ("hallulib.run", "hallulib.report"):
+    for module in ("hallulib.run", "hallulib.report", "hallulib.cli"):
         monkeypatch.setattr(f"{module}.resolve_path", lambda path: tmp_path / path)
     return tmp_path / "outputs"
 
 
 def make_run(outputs, name, rate=None, **overrides):
-    run = Run.open(outputs / name, load_recipe("tiny-cpu", overrides))
+    run = Run.open(outputs / name, change(**overrides))
     if rate is not None:
         system = {"n": 300, "hallucination_rate": rate, "interval": [rate - 0.01, rate + 0.01]}
         system |= {"omission_rate": 0.0, "answer_rate": 1.0}
@@ -47,17 +47,15 @@ def make_run(outputs, name, rate=None, **overrides):
 
 def test_help_lists_the_commands(capsys):
     status, out, _ = call(capsys, "--help")
-    assert status == 0
-    assert all(name in out for name in ("course", "run-stage", "runs", "compare", "recipe"))
+    names = "course run-stage runs compare recipe plan gallery assess fetch".split()
+    assert status == 0 and all(name in out for name in names)
 
 
 def test_a_recipe_is_printed_as_yaml_that_loads_to_the_same_recipe(capsys, tmp_path):
     status, out, _ = call(capsys, "recipe", "tiny-cpu", "--set", "dpo.beta=0.2", "--set", "seed=3")
-    path = tmp_path / "copy.yaml"
-    path.write_text(out)
-    assert status == 0
-    assert load_recipe(str(path)) == load_recipe("tiny-cpu", {"dpo.beta": 0.2, "seed": 3})
-    assert yaml.safe_load(out)["dpo"]["beta"] == 0.2
+    (tmp_path / "copy.yaml").write_text(out)
+    assert status == 0 and yaml.safe_load(out)["dpo"]["beta"] == 0.2
+    assert load_recipe(str(tmp_path / "copy.yaml")) == change(dpo__beta=0.2, seed=3)
 
 
 def test_an_error_of_ours_is_printed_without_a_traceback_and_ends_with_status_2():
@@ -74,26 +72,28 @@ def test_an_unknown_option_is_a_usage_error(capsys):
 
 def test_the_options_of_course_reach_the_runner(capsys, monkeypatch):
     seen = {}
-
-    def run_course(recipe, run_dir, overrides, **options):
-        seen.update(recipe=recipe, run_dir=run_dir, overrides=overrides, **options)
-
-    monkeypatch.setattr("hallulib.course.run_course", run_course)
+    monkeypatch.setattr("hallulib.course.run_course", lambda *a, **named: seen.update(named, a=a))
     call(capsys, *"course --recipe r --run-dir d --set a.b=1 --from 04 --force".split())
-    assert seen == {
-        "recipe": "r", "run_dir": "d", "overrides": {"a.b": "1"}, "from_notebook": "04",
-        "only": "", "force": True,
-    }  # fmt: skip
+    options = {"from_notebook": "04", "only": "", "force": True}
+    assert seen == options | {"a": ("r", "d", {"a.b": "1"})}
 
 
-def test_ctrl_c_ends_with_130_and_a_plain_word(capsys, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (OSError(28, "No space left on device", "x"), 2,
+         "\nError: [Errno 28] No space left on device: 'x'\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_printed_in_one_line_and_ctrl_c_ends_with_130(
+    capsys, monkeypatch, error, status, said
+):
+    def fail(*_, **__):
+        raise error
 
-    monkeypatch.setattr("hallulib.course.run_course", interrupted)
-    status, _, err = call(capsys, "course")
-    assert status == 130
-    assert "the same command continues" in err
+    monkeypatch.setattr("hallulib.course.run_course", fail)
+    assert call(capsys, "course")[::2] == (status, said)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -102,38 +102,21 @@ def test_every_stage_has_its_function(stage):
     assert callable(getattr(importlib.import_module(f"hallulib.{module}"), function))
 
 
-def test_a_full_disk_is_printed_in_one_line_with_status_2(capsys, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device", "x")
-
-    monkeypatch.setattr("hallulib.course.run_course", full)
-    status, _, err = call(capsys, "course")
-    assert status == 2 and err == "\nError: [Errno 28] No space left on device: 'x'\n"
-
-
-def test_run_stage_calls_the_stages_function_with_recipe_and_run(capsys, monkeypatch, outputs):
+def test_run_stage_calls_its_function_with_recipe_and_run_and_forgets_first_with_force(
+    capsys, monkeypatch, outputs
+):
+    run = Run.open(outputs / "tiny-cpu", load_recipe("tiny-cpu"))
+    finish(run, load_recipe("tiny-cpu"), "data")
     calls = []
-    module = types.SimpleNamespace(prepare_data=lambda recipe, run: calls.append((recipe, run)))
+
+    def prepare_data(recipe, run):
+        calls.append((recipe.seed, run.root, "data" in run.manifest["stages"]))
+
+    module = types.SimpleNamespace(prepare_data=prepare_data)
     monkeypatch.setattr(cli, "import_module", lambda name: module)
     assert call(capsys, "run-stage", "data", "--set", "seed=5")[0] == 0
-    recipe, run = calls[0]
-    assert (recipe.seed, run.root) == (5, outputs / "tiny-cpu")
-
-
-def test_run_stage_with_force_forgets_the_stage_first(capsys, monkeypatch, outputs):
-    recipe = load_recipe("tiny-cpu")
-    run = Run.open(outputs / "tiny-cpu", recipe)
-    finish(run, recipe, "data")
-    current = []
-    module = types.SimpleNamespace(prepare_data=lambda _, run: current.append(is_recorded(run)))
-    monkeypatch.setattr(cli, "import_module", lambda name: module)
-    call(capsys, "run-stage", "data")
     call(capsys, "run-stage", "data", "--force")
-    assert current == [True, False]
-
-
-def is_recorded(run):
-    return "data" in run.manifest["stages"]
+    assert calls == [(5, run.root, True), (0, run.root, False)]
 
 
 def test_an_unknown_stage_names_the_nearest(capsys):
@@ -144,42 +127,35 @@ def test_an_unknown_stage_names_the_nearest(capsys):
 def test_runs_are_listed_with_their_headline_and_a_damaged_one_does_not_hide_the_others(
     capsys, outputs
 ):
-    make_run(outputs, "a", rate=0.03)
+    assert call(capsys, "runs")[:2] == (0, "")
     make_run(outputs, "b")
-    (make_run(outputs, "c", rate=0.5).root / "evaluation" / "summary.json").write_text("{")
+    make_run(outputs, "a", rate=0.03)
+    make_run(outputs, "c", rate=0.5).path("evaluation/summary.json").write_text("{")
+    (outputs / "gallery").mkdir()
     status, out, _ = call(capsys, "runs")
-    found = {block.split("\n")[0]: block for block in out.strip().split("\n\n")}
-    assert status == 0
-    assert "dpo" in found["a"] and "3.0 %" in found["a"] and "300" in found["a"]
-    assert "not evaluated yet" in found["b"]
-    assert "unreadable" in found["c"]
-
-
-def test_without_runs_it_says_so(capsys, outputs):
-    assert call(capsys, "runs")[1] == "No runs yet.\n"
+    a, b, c = out.strip().split("\n\n")
+    assert status == 0 and [a[0], b[0], c[0]] == ["a", "b", "c"]
+    assert "dpo" in a and "3.0 %" in a and "300" in a
+    assert "not evaluated yet" in b and "unreadable" in c and "06_evaluation" in c
 
 
 def test_two_runs_are_compared_side_by_side(capsys, outputs):
     make_run(outputs, "a", rate=0.03)
-    make_run(outputs, "b", rate=0.60, **{"dpo.beta": 0.2})
+    make_run(outputs, "b", rate=0.60, dpo__beta=0.2, seed=3)
     status, out, _ = call(capsys, "compare", "a", "b")
+    rows = [line.split() for line in out.splitlines()]
     assert status == 0
-    assert [line.split() for line in out.splitlines() if "dpo.beta" in line] == [
-        ["recipe", "dpo.beta", str(load_recipe("tiny-cpu").dpo.beta), "0.2"]
+    assert [row for row in rows if row[0] == "recipe"] == [
+        ["recipe", "seed", "0", "3"],
+        ["recipe", "dpo.beta", str(change().dpo.beta), "0.2"],
     ]
     assert any("3.0 %" in line and "60.0 %" in line for line in out.splitlines())
-    assert "dpo.sft_weight" not in out
-
-
-def test_comparing_a_run_that_is_not_there_says_how_to_find_one(capsys, outputs):
-    make_run(outputs, "a")
     status, _, err = call(capsys, "compare", "a", "nothing")
     assert status == 2 and "no run 'nothing'" in err
 
 
 def test_a_run_of_another_recipe_is_refused_in_plain_words(capsys, outputs):
     make_run(outputs, "a")
-    status, _, err = call(
-        capsys, "run-stage", "data", "--recipe", "qwen2.5-0.5b", "--run-dir", "outputs/a"
-    )
+    other = ["--recipe", "qwen2.5-0.5b", "--run-dir", "outputs/a"]
+    status, _, err = call(capsys, "run-stage", "data", *other)
     assert status == 2 and "belongs to recipe 'tiny-cpu'" in err

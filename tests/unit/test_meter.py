@@ -4,107 +4,82 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
+from hallulib import meter
 from hallulib.errors import HallulibError
-from hallulib.meter import PeakSampler, explain_out_of_memory, measure
+from hallulib.meter import explain_out_of_memory, measure, sample_peak
 
 pytestmark = pytest.mark.unit
 
 MB = 1_000_000
 
 
-def test_a_block_that_holds_80_mb_for_a_while_shows_in_the_peak():
-    with measure("block") as meter:
+def test_a_block_that_holds_80_mb_for_a_while_shows_in_the_peak_and_an_empty_one_does_not():
+    before = psutil.Process().memory_info().rss
+    with measure() as empty:
+        time.sleep(0.2)
+    assert empty["peak_memory_bytes"] - before < 5 * MB
+    assert 0.2 <= empty["wall_seconds"] < 10
+    assert (empty["device"], empty["reserved_bytes"]) == ("cpu", 0)
+    with measure() as found:
         held = bytearray(80 * MB)
         held[::4096] = b"x" * len(held[::4096])  # touch every page, else none is resident
         time.sleep(0.1)
         del held
-    assert 75 * MB < meter.peak_rss_bytes - meter.rss_before_bytes < 140 * MB
-
-
-def test_an_empty_block_adds_next_to_nothing():
-    with measure("empty") as meter:
-        time.sleep(0.05)
-    assert meter.peak_rss_bytes - meter.rss_before_bytes < 5 * MB
-    assert meter.peak_cuda_bytes == 0
-    assert (meter.device, meter.peak_memory_bytes) == ("cpu", meter.peak_rss_bytes)
-
-
-def test_the_wall_time_is_that_of_the_block():
-    with measure("sleep") as meter:
-        time.sleep(0.2)
-    assert 0.2 <= meter.wall_seconds < 10
+    assert 75 * MB < found["peak_memory_bytes"] - before < 140 * MB
 
 
 def test_a_block_that_raises_is_measured_all_the_same():
-    with pytest.raises(ValueError), measure("raises") as meter:
+    with pytest.raises(ValueError), measure() as found:
         time.sleep(0.05)
         raise ValueError
-    assert meter.wall_seconds >= 0.05 and meter.peak_rss_bytes > 0
+    assert found["wall_seconds"] >= 0.05 and found["peak_memory_bytes"] > 0
 
 
 def test_measuring_loads_no_torch():
-    code = "import sys; from hallulib.meter import measure\nwith measure('x'): pass\n"
+    code = "import sys; from hallulib.meter import measure\nwith measure(): pass\n"
     check = "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code + check]).returncode == 0
 
 
 def test_the_children_of_a_process_are_summed_without_the_process_itself():
     code = "x = b'x' * 60_000_000; import time; time.sleep(1)"
-    sampler = PeakSampler(children=True, interval=0.02).start()
-    children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    for child in children:
-        child.wait()
-    held = b"x" * 200 * MB
-    peak = sampler.stop()
+    with sample_peak(children=True) as peak:
+        children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+        for child in children:
+            child.wait()
+        held = b"x" * 200 * MB
     del held
-    assert 120 * MB < peak < 200 * MB
-
-
-class FakeCuda:
-    """What `measure` asks of torch.cuda, with the answers of a card."""
-
-    def __init__(self):
-        self.calls = []
-        self.memory = self
-
-    def __getattr__(self, name):
-        answers = {"max_memory_allocated": 7 * MB, "max_memory_reserved": 9 * MB}
-        answers |= {"get_device_name": "a card", "is_available": True}
-
-        def answer(*arguments, **named):
-            self.calls.append((name, *arguments, *named.values()))
-            return answers.get(name)
-
-        return answer
+    assert 120 * MB < peak["bytes"] < 200 * MB
 
 
 def test_on_a_gpu_allocated_and_reserved_are_read(monkeypatch):
-    cuda = FakeCuda()
-    monkeypatch.setattr(torch, "cuda", cuda)
-    with measure("block") as meter:
-        assert ("reset_peak_memory_stats",) in cuda.calls
-    assert (meter.peak_cuda_bytes, meter.peak_cuda_reserved_bytes) == (7 * MB, 9 * MB)
-    assert (meter.device, meter.peak_memory_bytes) == ("cuda (a card)", 7 * MB)
+    resets = []
+    cuda = SimpleNamespace(
+        reset_peak_memory_stats=lambda: resets.append(1),
+        synchronize=lambda: None,
+        max_memory_allocated=lambda: 7 * MB,
+        max_memory_reserved=lambda: 9 * MB,
+        get_device_name=lambda: "a card",
+    )
+    monkeypatch.setattr(meter, "_cuda", lambda: cuda)
+    with measure() as found:
+        assert resets == [1]
+    assert (found["peak_memory_bytes"], found["reserved_bytes"]) == (7 * MB, 9 * MB)
+    assert found["device"] == "cuda (a card)"
 
 
-def test_on_an_apple_gpu_the_driver_is_asked_while_the_block_runs(monkeypatch):
-    class Mps:
-        @staticmethod
-        def is_available():
-            return True
-
-        @staticmethod
-        def driver_allocated_memory():
-            return 11 * MB
-
-    monkeypatch.setattr(torch, "mps", Mps)
-    with measure("block") as meter:
+def test_on_an_apple_gpu_the_driver_is_asked(monkeypatch):
+    mps = SimpleNamespace(driver_allocated_memory=lambda: 11 * MB)
+    monkeypatch.setattr(meter, "_mps", lambda: mps)
+    with measure() as found:
         pass
-    assert (meter.device, meter.peak_memory_bytes) == ("mps", 11 * MB)
+    assert (found["device"], found["peak_memory_bytes"]) == ("mps", 11 * MB)
 
 
 @pytest.mark.parametrize(
@@ -115,29 +90,23 @@ def test_on_an_apple_gpu_the_driver_is_asked_while_the_block_runs(monkeypatch):
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
     ],
 )
-def test_running_out_of_memory_says_what_to_lower(tmp_path, error):
-    with pytest.raises(HallulibError, match=r"batch of dpo \(rows of up to 900 tokens") as caught:
-        with explain_out_of_memory("dpo", 900, tmp_path / "dpo.json"):
+def test_running_out_of_memory_says_what_to_lower_and_what_was_predicted(tmp_path, error):
+    for stage, said in (("dpo", " and raise dpo.gradient_accumulation"), ("reference", ",")):
+        with pytest.raises(HallulibError, match=rf"batch of {stage} \(rows of up to 90") as caught:
+            with explain_out_of_memory(stage, 90, tmp_path / "budget.json"):
+                raise error
+        assert caught.value.next_step.startswith(f"Lower {stage}.batch_size{said}")
+        assert "predicted" not in str(caught.value) and "GPU 0" not in str(caught.value)
+    told = {"needed": 3 * 2**30, "advice": "Set it smaller."}
+    (tmp_path / "budget.json").write_text(json.dumps(told))
+    with pytest.raises(HallulibError, match=r"3\.00 GiB were predicted\)\nNext: Set it smaller"):
+        with explain_out_of_memory("sft", 90, tmp_path / "budget.json"):
             raise error
-    assert "dpo.batch_size and raise dpo.gradient_accumulation" in str(caught.value)
-    assert "GiB were in use" in str(caught.value) and "predicted" not in str(caught.value)
-    assert "GPU 0" not in str(caught.value)
 
 
-def test_the_prediction_and_its_advice_stand_beside_what_was_in_use(tmp_path):
-    budget = tmp_path / "sft.json"
-    budget.write_text(json.dumps({"needed": 3 * 2**30, "advice": "Set it smaller."}))
-    said = r"3\.00 GiB were predicted\)[\s\S]*Set it smaller\. Or: "
-    with pytest.raises(HallulibError, match=said), explain_out_of_memory("sft", 10, budget):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-
-def test_a_real_allocation_that_fails_is_understood(tmp_path):
+def test_a_real_allocation_that_fails_is_understood_and_other_errors_pass(tmp_path):
     with pytest.raises(HallulibError), explain_out_of_memory("sft", 10, tmp_path / "sft.json"):
         torch.empty(2**55)
-
-
-def test_other_errors_pass_unchanged(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"):
         with explain_out_of_memory("dpo", 10, tmp_path / "dpo.json"):
             raise RuntimeError("shapes cannot be multiplied")
