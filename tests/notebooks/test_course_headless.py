@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from hallulib.course import find_notebooks, run_course
+from hallulib.run import Run
 
 pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(900)]
 
@@ -30,67 +31,64 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory):
-    return run_course("tiny-cpu", tmp_path_factory.mktemp("course") / "run", SMALL)
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("course") / "run"
+    assert len(run_course("tiny-cpu", root, SMALL)) == 7
+    return Run(root)
 
 
-def _executed(course):
-    return [
-        nbformat.read(course.run.root / "notebooks" / source.name, as_version=4)
-        for source in find_notebooks()
-    ]
+def _executed(run):
+    paths = [run.path(f"notebooks/{source.name}") for source in find_notebooks()]
+    return [nbformat.read(path, as_version=4) for path in paths]
 
 
-def test_every_notebook_runs_to_its_end(course):
-    assert len(course.executed) == 7
-    records = course.run.manifest["notebooks"]
+def test_every_notebook_runs_to_its_end(run):
+    records = run.manifest["notebooks"]
     assert {record["status"] for record in records.values()} == {"done"}
     assert all(record["wall_seconds"] > 0 for record in records.values())
     assert all(record["peak_memory_bytes"] > 0 for record in records.values())
 
 
-def test_the_executed_copies_ran_in_order_and_show_figures(course):
-    for notebook in _executed(course):
+def test_the_executed_copies_ran_in_order_and_show_figures(run):
+    for notebook in _executed(run):
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         counts = [cell.execution_count for cell in code if cell.execution_count]
         assert counts == list(range(1, len(counts) + 1))
 
 
-def test_no_executed_copy_names_a_folder_outside_the_project(course):
-    for notebook in _executed(course):
+def test_no_executed_copy_names_a_folder_outside_the_project(run):
+    for notebook in _executed(run):
         outputs = json.dumps([cell.get("outputs") for cell in notebook.cells])
         assert not re.search(r"/(?:root|home|Users)/", outputs)
 
 
-def test_every_checkpoint_is_passed(course):
-    for notebook in _executed(course):
+def test_every_checkpoint_is_passed(run):
+    for notebook in _executed(run):
         checks = [c for c in notebook.cells if "check" in c.metadata.get("tags", [])]
         assert checks
         assert all("checkpoint passed" in json.dumps(cell.outputs) for cell in checks)
 
 
-def test_the_report_and_the_evaluation_are_written(course):
-    summary = json.loads(course.run.require("evaluation/summary.json").read_text("utf-8"))
+def test_the_report_and_the_evaluation_are_written(run):
+    summary = json.loads(run.require("evaluation/summary.json").read_text("utf-8"))
     assert set(summary["systems"]) == {"base", "sft", "dpo", "dpo_plain", "sft_on_chosen"}
     assert summary["n"] == SMALL["data.test_size"]
-    assert (course.run.root / "report.html").stat().st_size > 1000
+    assert (run.root / "report.html").stat().st_size > 1000
 
 
-def test_a_second_call_skips_everything(course):
-    again = run_course("tiny-cpu", course.run.root, SMALL)
-    assert again.executed == []
-    assert len(again.skipped) == 7
+def test_a_second_call_skips_everything(run):
+    assert run_course("tiny-cpu", run.root, SMALL) == []
 
 
-def test_a_change_of_the_evaluation_redoes_only_what_rests_on_it(course):
+def test_a_change_of_the_evaluation_redoes_only_what_rests_on_it(run):
     def finished():
-        stages = course.run.manifest["stages"]
+        stages = run.manifest["stages"]
         return {name: record["finished_at"] for name, record in stages.items()}
 
     before = finished()
-    run_course("tiny-cpu", course.run.root, SMALL | {"evaluation.notes": 12}, from_notebook="06")
+    run_course("tiny-cpu", run.root, SMALL | {"evaluation.notes": 12}, from_notebook="06")
     after = finished()
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"evaluation", "assessment"}
-    summary = json.loads(course.run.require("evaluation/summary.json").read_text("utf-8"))
+    summary = json.loads(run.require("evaluation/summary.json").read_text("utf-8"))
     assert summary["n"] == 12

@@ -9,6 +9,7 @@ from hallulib.stages import PACKAGE
 
 ROOT = project_root()
 MODULES = sorted(PACKAGE.rglob("*.py"))
+CHANGES = {"append", "add", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 
 @cache
@@ -42,30 +43,22 @@ def find_file(module):
 
 @cache
 def imported_names(path):
-    """Local name -> dotted origin, for all that a file imports from us, also inside functions."""
-    names = {}
-    for node in walk(path, ast.ImportFrom):
-        if (node.module or "").split(".")[0] == "hallulib":
-            for alias in node.names:
-                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    for node in walk(path, ast.Import):
-        ours = [alias for alias in node.names if alias.name.split(".")[0] == "hallulib"]
-        names |= {alias.asname or alias.name: alias.name for alias in ours}
-    return names
+    """Local name -> dotted origin, for all that a file imports, also inside functions."""
+    froms = [(node.module or "", node) for node in walk(path, ast.ImportFrom)]
+    names = {a.asname or a.name: f"{module}.{a.name}" for module, n in froms for a in n.names}
+    return names | {a.asname or a.name: a.name for n in walk(path, ast.Import) for a in n.names}
 
 
 def our_imports(path):
     """Our modules that a file imports."""
-    origins = imported_names(path).values()
-    found = {origin if find_file(origin) else origin.rpartition(".")[0] for origin in origins}
+    ours = [name for name in imported_names(path).values() if name.split(".")[0] == "hallulib"]
+    found = {name if find_file(name) else name.rpartition(".")[0] for name in ours}
     return found - {name_of(path), ""}
 
 
 def their_imports(path):
     """Top-level modules of others that a file imports."""
-    found = {alias.name.split(".")[0] for n in walk(path, ast.Import) for alias in n.names}
-    found |= {n.module.split(".")[0] for n in walk(path, ast.ImportFrom) if not n.level}
-    return found - {"hallulib"}
+    return {name.split(".")[0] for name in imported_names(path).values()} - {"hallulib"}
 
 
 def find_closure(files):
@@ -79,80 +72,52 @@ def find_closure(files):
     return found
 
 
-def root_name(node):
-    """The name that a chain of attributes and items starts from, or None: a for a.b[c].d."""
-    while isinstance(node, ast.Attribute | ast.Subscript):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else None
-
-
-CHANGES = {"append", "add", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
-
-
 def find_foreign_changes(path):
     """Lines of a file that change something which lives in another module of ours."""
-    ours = imported_names(path)
-    changed = []
-    for node in ast.walk(parse(path)):
-        targets = []
-        if isinstance(node, ast.Assign | ast.Delete):
-            targets = [t for t in node.targets if isinstance(t, ast.Attribute | ast.Subscript)]
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-            targets = [node.target] if not isinstance(node.target, ast.Name) else []
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            targets = node.args[:1] if node.func.id in ("setattr", "delattr") else []
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+    origins, changed = imported_names(path), []
+    ours = {name for name, origin in origins.items() if origin.startswith("hallulib")}
+    for node in walk(path, ast.Attribute, ast.Subscript, ast.Call):
+        target = None
+        if not isinstance(node, ast.Call):
+            target = None if isinstance(node.ctx, ast.Load) else node
+        elif ast.unparse(node.func) in ("setattr", "delattr"):
+            target = node.args[0]
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES:
             # Only a constant's own methods: `pairs.append` of a local list is nobody's business.
-            holder = node.func.value
-            last = holder.id if isinstance(holder, ast.Name) else getattr(holder, "attr", "")
-            targets = [holder] if node.func.attr in CHANGES and last.isupper() else []
-        changed += [node.lineno for target in targets if root_name(target) in ours]
+            constant = ast.unparse(node.func.value).rpartition(".")[2].isupper()
+            target = node.func.value if constant else None
+        if target and re.split(r"\W", ast.unparse(target))[0] in ours:
+            changed.append(node.lineno)
     return changed
-
-
-def is_docstring(node, parents):
-    """Whether a constant stands alone as a statement."""
-    return isinstance(parents.get(node), ast.Expr)
 
 
 def strings(path):
     """The texts in a source file that are no docstrings."""
-    parents = {c: node for node in ast.walk(parse(path)) for c in ast.iter_child_nodes(node)}
-    found = [node for node in walk(path, ast.Constant) if not is_docstring(node, parents)]
-    return [node.value for node in found if isinstance(node.value, str)]
+    alone = {id(node.value) for node in walk(path, ast.Expr)}
+    found = [node.value for node in walk(path, ast.Constant) if id(node) not in alone]
+    return [text for text in found if isinstance(text, str)]
 
 
 def public_definitions(path):
-    """Public functions and classes at the top of a file, less those a decorator registers."""
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    """Names of public functions and classes at the top of a file, less those that a decorator
+    registers."""
     for node in parse(path).body:
-        if isinstance(node, kinds) and not node.name.startswith("_"):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             calls = [d.func for d in node.decorator_list if isinstance(d, ast.Call)]
-            if not any(isinstance(call, ast.Attribute) for call in calls):
-                yield node
+            registered = any(isinstance(call, ast.Attribute) for call in calls)
+            if not node.name.startswith("_") and not registered:
+                yield node.name
 
 
 def used_names(path):
     """Names that a file uses; an import alone is no use, and a function is none of itself."""
     used = set()
     for top in parse(path).body:
-        nodes = list(ast.walk(top))
-        names = {node.id for node in nodes if isinstance(node, ast.Name)}
-        names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(top)}
         used |= names - {getattr(top, "name", "")}
     return used | {word for text in strings(path) for word in re.findall(r"\w+", text)}
 
 
-def calls_in_loops(path, module, function):
-    """Lines on which `module.function(...)` is called inside a loop over lines."""
-    loops = walk(path, ast.For, ast.While, ast.ListComp, ast.GeneratorExp, ast.DictComp)
-    lines = [loop for loop in loops if "line" in ast.unparse(loop).lower()]
-    return [
-        call.lineno for loop in lines for call in ast.walk(loop) if is_call(call, module, function)
-    ]
-
-
-def is_call(node, module, function):
-    """Whether a node is `module.function(...)`."""
-    called = node.func if isinstance(node, ast.Call) else None
-    return isinstance(called, ast.Attribute) and ast.unparse(called) == f"{module}.{function}"
+def calls(path, *names):
+    """The calls of these functions in a source file, as calls(path, "json.loads")."""
+    return [node for node in walk(path, ast.Call) if ast.unparse(node.func) in names]

@@ -148,7 +148,9 @@ def test_on_a_terminal_a_clock_shows_that_a_long_cell_is_alive(place, monkeypatc
     monkeypatch.setattr(sys, "stderr", Terminal())
     write_notebook(place[0], "01_one", "import time; time.sleep(2.5)")
     call(place)
-    assert {"00:01", "00:02"} <= set(re.findall(r"01_one: [^\r]*(\d\d:\d\d)<", sys.stderr.getvalue()))
+    assert {"00:01", "00:02"} <= set(
+        re.findall(r"01_one: [^\r]*(\d\d:\d\d)<", sys.stderr.getvalue())
+    )
 
 
 # --- failures ---

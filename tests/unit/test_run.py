@@ -43,28 +43,19 @@ def test_the_stages_rest_on_earlier_ones_and_name_what_there_is(recipe):
 # --- opening ---
 
 
-def test_an_empty_run_dir_means_the_recipes_folder_in_outputs(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("hallulib.run.resolve_path", lambda path: tmp_path / path)
-    assert Run.open("", recipe).root == tmp_path / "outputs" / "tiny-cpu"
-
-
-def test_opening_again_also_with_other_settings_keeps_what_is_recorded(run, recipe):
+def test_a_folder_is_opened_again_with_other_settings_but_not_with_another_recipe(
+    run, recipe, tmp_path, monkeypatch
+):
     finish(run, recipe, "data")
     assert "data" in Run.open(run.root, change(dpo__beta=0.2)).manifest["stages"]
-
-
-def test_a_folder_of_another_recipe_is_refused_and_left_alone(run):
     before = (run.root / "manifest.json").read_text()
     with pytest.raises(HallulibError, match="belongs to recipe 'tiny-cpu'"):
         Run.open(run.root, load_recipe("qwen2.5-0.5b"))
     assert (run.root / "manifest.json").read_text() == before
-
-
-def test_a_run_dir_that_is_a_file_is_left_alone(tmp_path, recipe):
-    (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="exists"):  # the command line prints it in plain words
-        Run.open(tmp_path / "file", recipe)
-    assert (tmp_path / "file").read_text() == "mine"
+        Run.open(run.root / "manifest.json", recipe)
+    monkeypatch.setattr("hallulib.run.resolve_path", lambda path: tmp_path / path)
+    assert Run.open("", recipe).root == tmp_path / "outputs" / "tiny-cpu"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema": 1}', '{"schema": 99}', "\x00\x00"])
@@ -88,17 +79,13 @@ def refuse(run, artifact, notebook):
     return caught.value.what
 
 
-def test_a_finished_artifact_is_found_also_inside_an_output_folder(run, recipe):
-    finish(run, recipe, "data", "sft")
-    assert run.require("sft/adapter") == run.root / "sft" / "adapter"
-    assert run.require("sft/adapter/weights.bin").is_file()
-
-
-def test_what_nobody_has_made_or_recorded_or_what_was_deleted_is_missing(run, recipe):
+def test_only_a_recorded_artifact_that_is_there_is_found(run, recipe):
     assert "run/sft/adapter" in refuse(run, "sft/adapter", "02_sft")
     write_outputs(run, "data")
     refuse(run, "data/train.parquet", "01_data_prep")
-    finish(run, recipe, "data")
+    finish(run, recipe, "data", "sft")
+    assert run.require("sft/adapter") == run.root / "sft" / "adapter"
+    assert run.require("sft/adapter/weights.bin").is_file()
     run.path("data/test.parquet").unlink()
     refuse(run, "data/test.parquet", "01_data_prep")
 
@@ -148,19 +135,17 @@ def test_a_setting_of_its_own_section_makes_a_stage_stale_and_the_seed_every_one
     assert list_current(run, change(seed=1)) == set()
 
 
-def test_a_damaged_output_makes_a_stage_stale(run, recipe):
-    finish(run, recipe, "data")
-    run.path("data/audit.json").write_text("{}")
-    assert not run.is_current("data", recipe)
-
-
-def test_a_changed_source_file_makes_a_stage_stale(run, recipe, tmp_path, monkeypatch):
+def test_a_changed_source_file_or_a_damaged_output_makes_a_stage_stale(
+    run, recipe, tmp_path, monkeypatch
+):
     (tmp_path / "sft.py").write_text("a = 1")
     monkeypatch.setattr("hallulib.stages.PACKAGE", tmp_path)
     finish(run, recipe, "data", "sft")
     assert run.is_current("sft", recipe)
     (tmp_path / "sft.py").write_text("a = 2")
     assert not run.is_current("sft", recipe)
+    run.path("data/audit.json").write_text("{}")
+    assert not run.is_current("data", recipe)
 
 
 def test_a_rebuilt_base_model_makes_the_stages_that_load_it_stale(run, tmp_path):
@@ -214,7 +199,7 @@ def test_a_record_keeps_the_settings_its_stage_ran_with_and_the_run_claims_no_ot
     assert run.manifest["recipe"]["sft"] == recipe.to_dict()["sft"]
 
 
-def test_a_second_writer_is_refused_and_a_reader_is_not_hindered(run, recipe):
+def test_a_second_writer_is_refused_or_follows_and_a_reader_is_not_hindered(run, recipe):
     finish(run, recipe, "data")
     hold = f"""
 import pathlib, time
@@ -234,13 +219,8 @@ with run.lock():
     finally:
         process.kill()
         process.wait()
-    run.forget("data")  # a killed process holds nothing
-
-
-def test_two_writers_do_not_lose_each_others_records(run, recipe):
-    other = Run.open(run.root, recipe)
-    finish(run, recipe, "data")
-    other.update(lambda manifest: manifest["notebooks"].update(x={}))
+    finish(run, recipe, "data")  # a killed process holds nothing
+    Run(run.root).update(lambda manifest: manifest["notebooks"].update(x={}))
     assert "data" in run.manifest["stages"] and "x" in run.manifest["notebooks"]
 
 
@@ -266,6 +246,9 @@ def test_a_second_call_reuses_and_says_so_in_one_line(run, recipe, capsys):
     assert prepare(recipe, run).source == "made"
     assert prepare(recipe, run).source == "loaded"
     assert calls == ["data"]
+    record = run.manifest["stages"]["data"]
+    assert (record["notes"], record["device"]) == ({"rows": 3}, "cpu")
+    assert record["peak_memory_bytes"] > 1_000_000 and 0 <= record["wall_seconds"] < 60
     printed = capsys.readouterr().out.strip()
     assert printed.startswith("data: unchanged, reusing data/train.parquet")
     assert "\n" not in printed
@@ -307,15 +290,6 @@ def test_a_body_that_raises_leaves_no_record_but_what_it_wrote(run, recipe, erro
 def test_a_full_disk_inside_a_body_is_named_as_such(run, recipe):
     with pytest.raises(HallulibError, match="full"), open("/dev/full", "wb", buffering=0) as full:
         make_stage("data", [], lambda: full.write(b"x"))(recipe, run)
-
-
-def test_time_memory_device_and_notes_are_recorded(run, recipe):
-    make_stage("data", [])(recipe, run)
-    record = run.manifest["stages"]["data"]
-    assert record["notes"] == {"rows": 3}
-    assert record["device"] == "cpu"
-    assert record["peak_memory_bytes"] > 1_000_000
-    assert 0 <= record["wall_seconds"] < 60
 
 
 def test_the_key_is_that_of_the_start_so_that_code_edited_meanwhile_is_noticed(
