@@ -24,19 +24,19 @@ def measure() -> Iterator[dict[str, Any]]:
     else what was resident in this process) and `reserved_bytes` (by the GPU's allocator, or 0).
     """
     found: dict[str, Any] = {"device": "cpu"}
-    start, cuda = time.perf_counter(), _cuda()
+    start, cuda = time.perf_counter(), _loaded("cuda")
     if cuda:
         cuda.reset_peak_memory_stats()
     try:
         with sample_peak() as peak:
             yield found
     finally:
-        allocated, reserved, cuda = 0, 0, _cuda()
+        allocated, reserved, cuda = 0, 0, _loaded("cuda")
         if cuda:
             cuda.synchronize()
             allocated, reserved = cuda.max_memory_allocated(), cuda.max_memory_reserved()
-        elif _mps():  # its driver keeps what it has handed out, so that the end is the peak
-            allocated = _mps().driver_allocated_memory()
+        elif mps := _loaded("mps"):  # its driver keeps what it hands out: the end is the peak
+            allocated = mps.driver_allocated_memory()
         if allocated:
             found["device"] = f"cuda ({cuda.get_device_name()})" if cuda else "mps"
         found["wall_seconds"] = round(time.perf_counter() - start, 3)
@@ -75,16 +75,10 @@ def sample_peak(
         sample()
 
 
-def _cuda() -> ModuleType | None:
-    """torch.cuda if a stage has loaded torch and a GPU is there; never the reason to load torch."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch and torch.cuda.is_available() else None
-
-
-def _mps() -> ModuleType | None:
-    """torch.mps likewise, on an Apple GPU."""
-    torch = sys.modules.get("torch")
-    return torch.mps if torch and torch.backends.mps.is_available() else None
+def _loaded(kind: str) -> ModuleType | None:
+    """torch.cuda or torch.mps if such a GPU is there; never the reason to load torch."""
+    gpu = getattr(sys.modules.get("torch"), kind, None)
+    return gpu if gpu and gpu.is_available() else None
 
 
 @contextmanager

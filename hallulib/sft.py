@@ -23,7 +23,6 @@ from hallulib.models import (
 from hallulib.recipe import Recipe
 from hallulib.run import Run, stage
 from hallulib.scoring import encode_completion, pad_rows, score_completions
-from hallulib.run import stage
 from hallulib.training import Batch, Metrics, Task, train
 
 

@@ -67,7 +67,7 @@ def test_on_a_gpu_allocated_and_reserved_are_read(monkeypatch):
         max_memory_reserved=lambda: 9 * MB,
         get_device_name=lambda: "a card",
     )
-    monkeypatch.setattr(meter, "_cuda", lambda: cuda)
+    monkeypatch.setattr(meter, "_loaded", {"cuda": cuda}.get)
     with measure() as found:
         assert resets == [1]
     assert (found["peak_memory_bytes"], found["reserved_bytes"]) == (7 * MB, 9 * MB)
@@ -76,7 +76,7 @@ def test_on_a_gpu_allocated_and_reserved_are_read(monkeypatch):
 
 def test_on_an_apple_gpu_the_driver_is_asked(monkeypatch):
     mps = SimpleNamespace(driver_allocated_memory=lambda: 11 * MB)
-    monkeypatch.setattr(meter, "_mps", lambda: mps)
+    monkeypatch.setattr(meter, "_loaded", {"mps": mps}.get)
     with measure() as found:
         pass
     assert (found["device"], found["peak_memory_bytes"]) == ("mps", 11 * MB)
