@@ -114,13 +114,16 @@ def runs() -> None:
     """List the runs in outputs/ with their headline."""
     from hallulib.report import read_headline
 
-    for manifest in sorted(resolve_path("outputs").glob(f"*/{MANIFEST}")):
+    folders = sorted(path.parent for path in resolve_path("outputs").glob(f"*/{MANIFEST}"))
+    if not folders:
+        print("No runs yet.")
+    for folder in folders:
         try:
-            headline = read_headline(Run(manifest.parent))
+            headline = read_headline(Run(folder))
             found = "not evaluated yet" if headline.empty else headline.to_string()
         except (ValueError, KeyError) as error:  # a damaged one does not hide the others
             found = f"unreadable ({error!r}): run notebook 06_evaluation again"
-        print(f"{manifest.parent.name}\n{found}\n")
+        print(f"{folder.name}\n{found}\n")
 
 
 @app.command()

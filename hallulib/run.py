@@ -122,10 +122,12 @@ class Run:
         for folder in self._checkpoints(stage).glob(f"{stage}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def record(self, stage: str, recipe: Recipe, measured: dict[str, Any]) -> None:
+    def record(
+        self, stage: str, recipe: Recipe, measured: dict[str, Any], notes: dict[str, Any]
+    ) -> None:
         """Write down a finished stage: last of all, so that a record means finished.
 
-        `measured` joins the record: time, memory, `notes`, the `key` that the stage started with.
+        `measured` joins the record: time, memory, and the `key` that the stage started with.
         Raises FileNotFoundError if an output is not there.
         """
         sections = recipe.choose_sections(STAGES[stage].sections)
@@ -136,6 +138,7 @@ class Run:
             "recipe": sections,
             "versions": library_versions(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "notes": notes,
         } | measured
 
         def add(manifest: dict[str, Any]) -> None:
@@ -214,9 +217,9 @@ def stage(
                     with run.lock(), storage_guard(run.root):
                         with measure() as measured:
                             result = body(recipe, run)
-                        notes = dict(getattr(result, "notes", None) or {})
-                        known = {"key": key, "seed": recipe.seed, "notes": notes}
-                        run.record(name, recipe, known | measured)
+                        measured |= {"key": key, "seed": recipe.seed}
+                        notes = getattr(result, "notes", None) or {}
+                        run.record(name, recipe, measured, dict(notes))
                 elif parallel:
                     result = body(recipe, run)
                 wait_for_all()

@@ -50,8 +50,9 @@ def list_causes(stage: str, recipe: Recipe) -> dict[str, Any]:
 
 def find_code(names: Iterable[str]) -> set[Path]:
     """The sources and tables of rooms ("dpo") and modules ("dpo/pairs") of this package."""
-    found = [[*PACKAGE.glob(f"{name}.py"), *PACKAGE.glob(f"{name}/**/*")] for name in names]
-    return {path for path in sum(found, []) if path.suffix in (".py", ".yaml", ".json", ".j2")}
+    patterns = [pattern for name in names for pattern in (f"{name}.py", f"{name}/**/*")]
+    found = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    return {path for path in found if path.suffix in (".py", ".yaml", ".json", ".j2")}
 
 
 def hash_code(names: Iterable[str]) -> str:

@@ -118,7 +118,7 @@ def test_run_stage_calls_its_function_with_recipe_and_run_and_forgets_first_with
 def test_runs_are_listed_with_their_headline_and_a_damaged_one_does_not_hide_the_others(
     capsys, outputs
 ):
-    assert call(capsys, "runs")[:2] == (0, "")
+    assert call(capsys, "runs")[:2] == (0, "No runs yet.\n")
     make_run(outputs, "b")
     make_run(outputs, "a", rate=0.03)
     make_run(outputs, "c", rate=0.5).path("evaluation/summary.json").write_text("{")

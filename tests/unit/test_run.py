@@ -186,7 +186,7 @@ def test_a_stage_that_left_an_output_out_is_not_recorded(run, recipe):
     write_outputs(run, "data")
     run.path("data/audit.json").unlink()
     with pytest.raises(FileNotFoundError, match="audit.json"):
-        run.record("data", recipe, {})
+        run.record("data", recipe, {}, {})
     assert run.manifest["stages"] == {}
 
 
