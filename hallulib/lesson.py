@@ -1,16 +1,8 @@
-"""What notebooks need beside the stages: settings, metrics, what passed, and a plug to pull."""
-
-import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""What notebooks need beside the stages: settings, metrics, what passed and what it cost."""
 
 import pandas as pd
 
-from hallulib.errors import HallulibError
 from hallulib.files import read_jsonl as read_jsonl
-from hallulib.files import write_json_atomic
 from hallulib.recipe import Recipe
 from hallulib.recipe import load_recipe as load_recipe
 from hallulib.run import Run
@@ -37,29 +29,3 @@ def print_cost(run: Run, stage: str) -> None:
     record = run.manifest["stages"][stage]
     peak = record["peak_memory_bytes"] / 2**30
     print(f"{stage}: {record['wall_seconds']:.0f} s, peak {peak:.2f} GiB on {record['device']}")
-
-
-def copy_run(run: Run, folder: Path, recipe: Recipe, without: str) -> Run:
-    """A copy of a run to try things on, in place of an older copy: without the folder `without`,
-    checkpoints and what comes after DPO."""
-    shutil.rmtree(folder, ignore_errors=True)
-    later = ("checkpoints", "trials", "tensorboard", "notebooks", "evaluation", "assessment")
-    shutil.copytree(run.root, folder, ignore=shutil.ignore_patterns(without, *later))
-    return Run.open(folder, recipe)
-
-
-def kill_stage(stage: str, recipe: Recipe, run: Run, once: str) -> None:
-    """Start a stage in a process of its own and kill it, without warning, as soon as a file is
-    there that matches `once` (a pattern below the run)."""
-    file = run.path("recipe.yaml")
-    write_json_atomic(file, recipe.to_dict())  # JSON is YAML
-    command = [sys.executable, "-m", "hallulib", "run-stage", stage, "--recipe", file]
-    command += ["--run-dir", run.root]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not any(run.root.glob(once)):
-        if process.poll() is not None:
-            said = process.communicate()[1].decode()[-500:]
-            raise HallulibError(f"Stage '{stage}' ended by itself: {said}", "See the words above.")
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
