@@ -10,67 +10,61 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hallulib.assessment.analyse import keep_current, read_logs, tabulate
+from hallulib import files
+from hallulib.assessment.grades import Rows, tabulate
 from hallulib.assessment.queue import split_sentences
 from hallulib.assessment.session import read_generations
 from hallulib.errors import SessionError
-from hallulib.files import write_jsonl, write_text_atomic
 from hallulib.run import Run
-
-GRADED = {"verdict", "type", "severity"}
 
 
 def export_assessment(run: Run) -> dict[str, Path]:
     """Write every export into `assessment/export/`; file name -> path. Preferences between two
     summaries stand in the tables only. Raises SessionError where nothing has been graded."""
-    grades = tabulate(keep_current(read_logs(run), run))
+    _, grades = tabulate(run)
     if grades.empty:
         raise SessionError("No summary has been graded yet.", "Grade one in notebook 07.")
-    rows = add_texts(grades, run).to_dict("records")
-    singles = [row for row in rows if row["mode"] == "single"]
+    grades = grades.astype(object).where(grades.notna(), None)
+    texts = read_generations(run)
+    rows = [
+        add_texts(row, texts[row["item_id"], row["system"]]) for row in grades.to_dict("records")
+    ]
+    people = sorted({row["assessor_id"] for row in rows})
+    tasks = [
+        make_task(row, people.index(row["assessor_id"]) + 1)
+        for row in rows if row["mode"] == "single"
+    ]  # fmt: skip
     contents = {
         "grades.csv": write_csv(rows),
-        "label_studio.json": json.dumps(to_label_studio(singles), indent=1, ensure_ascii=False),
+        "label_studio.json": json.dumps(tasks, indent=1, ensure_ascii=False),
         "label_studio.xml": Path(__file__).with_name("label_studio.xml").read_text("utf-8"),
     }
     folder = run.path("assessment/export")
     for name, content in contents.items():
-        write_text_atomic(folder / name, content)
-    write_jsonl(folder / "grades.jsonl", rows)
+        files.write_text_atomic(folder / name, content)
+    files.write_jsonl(folder / "grades.jsonl", rows)
     return {name: folder / name for name in ("grades.jsonl", *contents)}
 
 
-def add_texts(grades: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The grades with `source`, `summary` (of a pair the left one) and the place of each sentence;
-    sealed systems lose their names. A skipped item has no verdict."""
-    texts = read_generations(run)
-    rows = [texts[place] for place in zip(grades["item_id"], grades["system"], strict=True)]
-    places = [{s.sid: s._asdict() for s in split_sentences(row["text"])} for row in rows]
-    labels = [
-        [found[label.sentence] | label.model_dump(include=GRADED) for label in own]
-        for found, own in zip(places, grades["labels"], strict=True)
-    ]
-    grades = grades.assign(
-        labels=labels,
-        source=[row["context"] for row in rows], summary=[row["text"] for row in rows],
-    )  # fmt: skip
-    for name in ("system", "other"):
-        grades[name] = grades[name].where(~grades["sealed"], "sealed")
-    return grades.drop(columns=["sealed", "first"]).astype(object).where(grades.notna(), None)
+def add_texts(row: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
+    """A grade with its note, its summary (of a pair the left one), and where each sentence stands."""
+    spots = {spot.sid: spot._asdict() for spot in split_sentences(generated["text"])}
+    labels = [spots[sid] | label for sid, label in row["labels"].items()]
+    row |= {"source": generated["context"], "summary": generated["text"], "labels": labels}
+    return row if row.pop("unblinded") else row | {"system": "sealed", "other": "sealed"}
 
 
-def write_csv(rows: list[dict[str, Any]]) -> str:
+def write_csv(rows: Rows) -> str:
     """A table with one line per item and assessor; lists as text, source and summary left out."""
     table = pd.DataFrame(rows).drop(columns=["source", "summary"])
     table["labels"] = [
-        "; ".join(f"{g['sid']} {g['verdict']} {g['type'] or ''}" for g in row["labels"])
-        for row in rows
+        "; ".join(f"{label['sid']} {label['verdict']} {label['type'] or ''}" for label in labels)
+        for labels in table["labels"]
     ]
     table["omissions"] = table["omissions"].map("; ".join)
     return table.map(defuse).to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
@@ -86,39 +80,29 @@ def defuse(value: Any) -> Any:
     return f"'{text}" if next(seen, "") in tuple("=+-@") else text
 
 
-def to_label_studio(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tasks with annotations; every region carries its text, not only its offsets."""
-    people = sorted({row["assessor"] for row in rows})
-    return [
-        {
-            "data": {"note": row["source"]}
-            | {name: row[name] for name in ("summary", "item_id", "system", "session")},
-            "annotations": [{
-                "completed_by": people.index(row["assessor"]) + 1,
-                "was_cancelled": row["skipped"],
-                "lead_time": row["seconds"],
-                "result": list(_list_regions(row)),
-            }],
-        }
-        for row in rows
-    ]  # fmt: skip
-
-
-def _list_regions(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    def region(sid: str, name: str, kind: str, **value: Any) -> dict[str, Any]:
-        return {"id": sid, "from_name": name, "to_name": "summary", "type": kind, "value": value}
-
+def make_task(row: dict[str, Any], person: int) -> dict[str, Any]:
+    """A task with its annotation; every region carries its text, not only its offsets."""
+    found = []  # id, name of the control, its type, value
     for label in row["labels"]:
         if label["verdict"] == "hallucinated":
-            place = {name: label[name] for name in ("start", "end", "text")}
-            kind = label["type"] or "other"
-            yield region(label["sid"], "error", "labels", **place, labels=[kind])
-            if label["severity"]:
-                choice = [label["severity"]]
-                yield region(label["sid"], "severity", "choices", **place, choices=choice)
+            spot = {name: label[name] for name in ("start", "end", "text")}
+            kind, severity = {"labels": [label["type"] or "other"]}, label["severity"]
+            found.append((label["sid"], "error", "labels", spot | kind))
+            if severity:
+                found.append((label["sid"], "severity", "choices", spot | {"choices": [severity]}))
     if row["verdict"]:
-        yield region("verdict", "verdict", "choices", choices=[row["verdict"]])
-    if row["omissions"]:
-        yield region("omissions", "omissions", "textarea", text=row["omissions"])
-    if row["note"]:
-        yield region("remark", "remark", "textarea", text=[row["note"]])
+        found.append(("verdict", "verdict", "choices", {"choices": [row["verdict"]]}))
+    for name, texts in (("omissions", row["omissions"]), ("remark", [row["note"]])):
+        if any(texts):
+            found.append((name, name, "textarea", {"text": texts}))
+    names = ("id", "from_name", "type", "value")
+    return {
+        "data": {name: row[name] for name in ("summary", "item_id", "system", "session")}
+        | {"note": row["source"]},
+        "annotations": [{
+            "completed_by": person,
+            "was_cancelled": row["answer"] == "skip",
+            "lead_time": row["seconds"],
+            "result": [dict(zip(names, region, strict=True), to_name="summary") for region in found],
+        }],
+    }  # fmt: skip

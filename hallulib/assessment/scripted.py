@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hallulib.assessment.log import ERROR_TYPES, ItemState
+from hallulib.assessment.log import ERROR_TYPES
 from hallulib.assessment.queue import Item, Sentence, make_place, split_sentences
 from hallulib.assessment.session import SIMULATED, Session, make_header, read_generations
 from hallulib.errors import SessionError
 from hallulib.files import read_jsonl
 from hallulib.recipe import Recipe
 from hallulib.run import Run
+
+_PRACTICE = json.loads(Path(__file__).with_name("practice.json").read_text("utf-8"))
 
 
 class Judged(NamedTuple):
@@ -45,14 +46,14 @@ def judge_by_evaluation(run: Run) -> Judge:
     """
     rows, known = read_generations(run), {}
     for verdict in read_jsonl(run.require("evaluation/evaluation.jsonl")):
-        row = rows[str(verdict["id"]), verdict["system"]]
+        text = rows[str(verdict["id"]), verdict["system"]]["text"]
         errors = [
             (s["start"], s["end"], s["error_type"] if s["error_type"] in ERROR_TYPES else "other")
             for s in verdict["statements"]
             if s["verdict"] in ("contradicted", "not_in_note")
         ]
         judged = Judged(errors, verdict["omissions"], verdict["hallucinated"] is not None)
-        known[str(row["id"]), row["text"]] = judged
+        known[str(verdict["id"]), text] = judged
     return lambda item_id, summary: known[item_id, summary]
 
 
@@ -91,9 +92,8 @@ def _grade(session: Session, item: Item, judged: Judged, errs: bool) -> None:
         return
     kinds = {sentence.sid: judged.find_error(sentence) for sentence in item.sentences}
     for sid, kind in kinds.items() if not errs else ():
-        session.act(
-            "label", sentence=sid, verdict="hallucinated" if kind else "supported", type=kind
-        )
+        verdict = "hallucinated" if kind else "supported"
+        session.act("label", sentence=sid, verdict=verdict, type=kind)
     if judged.omissions:
         session.act("omit", text="; ".join(judged.omissions))
     wrong = any(kinds.values()) != errs
@@ -103,21 +103,17 @@ def _grade(session: Session, item: Item, judged: Judged, errs: bool) -> None:
 def open_practice(run: Run, recipe: Recipe, assessor: str = "") -> Session:
     """Start or continue the practice of an assessor. It lies in a folder of its own, so that no
     analysis takes it for an assessment."""
-    items = _read_items()
-    rows = {
-        (name, "practice"): {"context": item["note"], "text": item["summary"]}
-        for name, item in items.items()
-    }
-    queue = [make_place(name, ["practice"]) for name in items]
+    rows = {(name, "practice"): item for name, item in _PRACTICE.items()}
+    queue = [make_place(name, ["practice"]) for name in _PRACTICE]
     header = make_header(assessor or recipe.assessment.assessor, recipe.seed, role="practice")
     return Session(run.path("assessment/practice"), rows, queue, header)
 
 
-def explain_grades(item: Item, state: ItemState) -> str:
+def explain_grades(item: Item, state: dict[str, Any]) -> str:
     """What the key says of an item that has been graded, sentence by sentence."""
-    wrong, key = [], _read_items()[item.item_id]["key"]
+    wrong, key = [], _PRACTICE[item.item_id]["key"]
     for sentence, (verdict, kind, why) in zip(item.sentences, key, strict=True):
-        label = state.labels.get(sentence.sid)
+        label = state["labels"].get(sentence.sid)
         if label is None or (label.verdict, label.type) != (verdict, kind):
             said = ", ".join(filter(None, [verdict.replace("_", " "), kind]))
             wrong.append(f"; {sentence.sid} is {said}: {why}")
@@ -127,11 +123,5 @@ def explain_grades(item: Item, state: ItemState) -> str:
 
 def judge_practice(item_id: str, summary: str) -> Judged:
     """The key as a judge, for the scripted assessor. It knows no "general knowledge"."""
-    key = zip(split_sentences(summary), _read_items()[item_id]["key"], strict=True)
+    key = zip(split_sentences(summary), _PRACTICE[item_id]["key"], strict=True)
     return Judged([(s.start, s.end, kind) for s, (_, kind, _) in key if kind])
-
-
-@cache
-def _read_items() -> dict[str, dict]:
-    text = Path(__file__).with_name("practice.json").read_text("utf-8")
-    return {item["id"]: item for item in json.loads(text)}

@@ -103,13 +103,13 @@ def test_simulated_sentence_grades_point_at_the_invented_sentence(tmp_path):
     recipe, run = make_run(tmp_path)
     simulate(run, recipe)
     with open_session(run, recipe, assessor="simulated") as session:
-        for item, state in zip(session.items, session.state.items, strict=True):
-            wrong = [label for label in state.labels.values() if label.verdict == "hallucinated"]
+        for item, state in zip(session.items, session.log.items, strict=True):
+            wrong = {s: g for s, g in state["labels"].items() if g["verdict"] == "hallucinated"}
             texts = {sentence.sid: sentence.text for sentence in item.sentences}
             invented = [WRONG] if WRONG in item.summaries[0] else []
-            assert [texts[label.sentence] for label in wrong] == invented
-            assert all(label.type == "fabrication" for label in wrong)
-            assert state.omissions == ["age"]
+            assert [texts[sid] for sid in wrong] == invented
+            assert all(label["type"] == "fabrication" for label in wrong.values())
+            assert state["omissions"] == ["age"]
 
 
 def test_the_stated_error_rate_shows_in_the_agreement_and_between_repeats(tmp_path):
@@ -127,7 +127,7 @@ def test_a_script_must_not_grade_in_a_persons_session(tmp_path):
     with open_session(run, recipe) as session:
         with pytest.raises(SessionError, match="a script must not grade"):
             simulate_assessment(session, judge_by_evaluation(run))
-        assert not session.state.progress()["graded"]
+        assert not session.log.progress()["graded"]
 
 
 def test_simulated_grades_are_labelled_and_give_way_to_a_persons(tmp_path):

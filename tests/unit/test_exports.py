@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pandas as pd
 import pytest
 from test_agreement import WRONG, count, find, make_run, simulate
+from test_session import is_repeat
 
 from hallulib.assessment import (
     AssessmentWidget,
@@ -18,7 +19,7 @@ from hallulib.assessment import (
     open_session,
     simulate_assessment,
 )
-from hallulib.assessment.figures import measure_systems
+from hallulib.assessment.analyse import measure_systems
 from hallulib.assessment.log import ERROR_TYPES
 from hallulib.errors import SessionError
 
@@ -60,7 +61,7 @@ def test_what_is_said_of_a_repeated_item_counts_only_against_oneself(tmp_path):
     grade_all(run, recipe, "Ann")
     with open_session(run, recipe, "Bo") as session:
         while item := session.current:
-            bad = (WRONG in item.summaries[0]) != item.is_repeat  # another mind at every repeat
+            bad = (WRONG in item.summaries[0]) != is_repeat(session, item)  # another mind at every repeat
             session.act("grade", verdict="hallucinated" if bad else "supported")
     result = analyse_assessment(recipe, run)  # of Bo, the newest of equally full ones
     assert result.summary["disputed"] == 0
@@ -115,7 +116,7 @@ def test_what_is_settled_twice_counts_once_and_leaves_the_agreement_with_oneself
     grade_all(run, recipe, "Ann")
     with open_session(run, recipe, "Bo") as session:  # differs on n1, and from themselves
         while item := session.current:
-            bad = (item.item_id == "n1") != item.is_repeat
+            bad = (item.item_id == "n1") != is_repeat(session, item)
             session.act("grade", verdict="hallucinated" if bad else "supported")
     before = count(analyse_assessment(recipe, run), "agreement", "assessor with themselves")
     assert before == (0, 6)

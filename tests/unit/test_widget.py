@@ -26,7 +26,7 @@ def press(widget, *keys):
 
 def answers(widget, *places):
     """The verdicts on the items at some places."""
-    return [widget.session.state.items[place].answer.verdict for place in places]
+    return [widget.session.log.items[place]["verdict"] for place in places]
 
 
 def visible(widget):
@@ -39,8 +39,8 @@ def test_keys_grade_sentence_by_sentence_and_enter_saves_and_goes_on(tmp_path):
     first = widget.session.current
     press(widget, "1", "2", "d", "a", "Enter")
     assert answers(widget, 0) == ["hallucinated"]
-    labels = widget.session.state.items[0].labels
-    assert [(g.verdict, g.type, g.severity) for g in labels.values()] == [
+    labels = widget.session.log.items[0]["labels"]
+    assert [(g["verdict"], g["type"], g["severity"]) for g in labels.values()] == [
         ("supported", None, None), ("hallucinated", "detail", "major"),
     ]  # fmt: skip
     assert widget.session.current != first and "Item 2 of 15" in visible(widget)
@@ -52,14 +52,14 @@ def test_every_sentence_grade_is_on_the_disk_before_the_item_is_saved(tmp_path):
     assert '"verdict":"supported"' in widget.session.path.read_text()
     again = open_widget(tmp_path)  # a new kernel
     assert list(again.labels) == ["s1"] and again.selected == "s2"
-    assert again.session.state.progress()["graded"] == 0
+    assert again.session.log.progress()["graded"] == 0
 
 
 def test_undo_takes_back_one_sentence_then_the_one_before(tmp_path):
     widget = open_widget(tmp_path)
     assert widget.buttons["go_undo"]["why_not"]
     press(widget, "1", "3", "Enter", "u")
-    assert widget.session.state.progress()["graded"] == 0 and list(widget.labels) == ["s1", "s2"]
+    assert widget.session.log.progress()["graded"] == 0 and list(widget.labels) == ["s1", "s2"]
     assert widget.message == ["status", "Taken back: grade on item 1."]
     press(widget, "u")
     assert list(widget.labels) == ["s1"] and widget.selected == "s2"
@@ -81,7 +81,7 @@ def test_saving_with_a_sentence_left_is_refused_aloud_and_goes_there(tmp_path):
     widget = open_widget(tmp_path)
     press(widget, "ArrowDown", "1", "ArrowDown", "Enter")
     assert widget.message[0] == "alert" and "Not graded yet: s1" in widget.message[1]
-    assert widget.selected == "s1" and widget.session.state.progress()["graded"] == 0
+    assert widget.selected == "s1" and widget.session.log.progress()["graded"] == 0
 
 
 def test_a_type_is_refused_for_a_sentence_that_is_not_hallucinated(tmp_path):
@@ -95,8 +95,8 @@ def test_a_type_is_refused_for_a_sentence_that_is_not_hallucinated(tmp_path):
 def test_another_verdict_forgets_the_type_of_the_one_before(tmp_path):
     widget = open_widget(tmp_path)
     press(widget, "2", "f", "4")
-    assert widget.labels["s1"].verdict == "general_knowledge"
-    assert widget.labels["s1"].type is None
+    assert widget.labels["s1"]["verdict"] == "general_knowledge"
+    assert widget.labels["s1"]["type"] is None
 
 
 def test_what_was_meant_for_another_item_is_left_undone(tmp_path):
@@ -104,7 +104,7 @@ def test_what_was_meant_for_another_item_is_left_undone(tmp_path):
     place = widget.place
     widget.receive({"key": "1", "place": place})
     widget.receive({"key": "1", "place": place})  # sent before the next item was seen
-    assert widget.session.state.progress()["graded"] == 1
+    assert widget.session.log.progress()["graded"] == 1
     assert widget.answered == 3  # yet every message is answered
 
 
@@ -118,7 +118,7 @@ def test_skip_goes_on_and_the_skipped_are_offered_at_the_end(tmp_path):
     press(widget, "v")
     assert "Item 1 of 4" in visible(widget) and "Skipped" in visible(widget)
     press(widget, "3")
-    assert widget.session.state.progress()["graded"] == 4
+    assert widget.session.log.progress()["graded"] == 4
 
 
 def test_a_line_torn_by_a_crash_is_announced_when_the_session_is_opened(tmp_path):
@@ -158,7 +158,7 @@ def test_what_cannot_be_saved_is_said_and_nothing_is_counted(tmp_path):
     open_widget(tmp_path)  # the cell is run again: the newer view has the session now
     press(widget, "1")
     assert widget.message[0] == "alert" and "opened again elsewhere" in widget.message[1]
-    assert widget.session.state.progress()["graded"] == 0
+    assert widget.session.log.progress()["graded"] == 0
 
 
 def test_note_and_omissions_are_saved_as_entered_and_stay_with_their_item(tmp_path):
@@ -168,9 +168,9 @@ def test_note_and_omissions_are_saved_as_entered_and_stay_with_their_item(tmp_pa
     widget.receive({"field": "omissions", "text": "allergy; age ;", "place": 0})
     press(widget, "1", "1", "Enter")
     assert 'value="dose?"' not in visible(widget) and "allergy" not in visible(widget)
-    state = widget.session.state.items[0]
-    assert state.note == "dose?" and state.omissions == ["allergy", "age"]
-    assert state.omitted.severity == "major"
+    said = widget.session.log.items[0]
+    assert said["note"] == "dose?" and said["omissions"] == ["allergy", "age"]
+    assert [a.severity for a in widget.session.log.actions if a.do == "omit"] == ["major"]
 
 
 def test_a_flag_is_put_on_and_taken_off(tmp_path):
@@ -186,7 +186,7 @@ def test_ab_mode_shows_two_summaries_and_takes_a_preference(tmp_path):
     assert "Summary 1" in visible(widget) and "Summary 2" in visible(widget)
     assert "verdict_supported" not in widget.buttons
     press(widget, "1", "5")
-    given = [widget.session.state.items[i].answer.preference for i in (0, 1)]
+    given = [widget.session.log.items[i]["preference"] for i in (0, 1)]
     assert given == [-2, 2]
 
 
@@ -200,9 +200,9 @@ def test_suggestions_are_hidden_until_asked_for_and_that_they_were_seen_is_recor
     assert visible(widget).count("objects (detail)") == 1
     assert visible(widget).count("detector: no objection") == 1
     press(widget, "1", "h", "Enter", "1", "1", "Enter")
-    actions = Log.read(widget.session.path).actions
+    actions = Log(widget.session.path).actions
     grades = [action for action in actions if action.do in ("label", "grade")]
-    assert [g.suggested for g in grades] == [None, True, True, None, None, None]
+    assert [g.suggested for g in grades] == [False, True, True, False, False, False]
 
 
 def test_no_two_buttons_share_a_key_and_every_button_shows_its_own(tmp_path):
