@@ -1,8 +1,7 @@
 """Human assessment: a blinded session that survives a crash, a thin widget, and its analysis."""
 
-from hallulib.assessment.analyse import analyse_assessment
+from hallulib.assessment.analyse import analyse_assessment, open_adjudication
 from hallulib.assessment.export import export_assessment
-from hallulib.assessment.grades import open_adjudication
 from hallulib.assessment.scripted import (
     explain_grades,
     judge_by_evaluation,

@@ -1,9 +1,13 @@
-"""From grades to a result: figures with intervals. Systems are named only in sums."""
+"""From sessions to a result: one tidy table of grades, and figures with intervals from it.
+
+Systems are named only in sums: the seal of a running session stays.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from math import isnan
@@ -14,14 +18,17 @@ import pandas as pd
 from jinja2 import Template
 
 from hallulib import files, rates
-from hallulib.assessment import grades
-from hallulib.assessment.queue import SYSTEMS
+from hallulib.assessment import queue
+from hallulib.assessment.log import Log
+from hallulib.assessment.session import SIMULATED, Session, make_header, read_generations
 from hallulib.errors import SessionError
 from hallulib.recipe import Recipe
 from hallulib.run import Run, stage
 
 SUMMARY = "assessment/summary.json"
 CODES = {"supported": 0, "hallucinated": 1, "unsure": 2}
+Rows = list[dict[str, Any]]
+Opinions = Callable[[queue.Item], list[tuple[str, dict]]]  # (letter, that assessor's grade)
 Figure = tuple[str, str, rates.Rate | None]  # what it is, of whom, the rate
 
 
@@ -64,18 +71,18 @@ def load_result(run: Run) -> AssessmentResult:
 
 def hash_events(run: Run) -> str:
     """sha256 of all that assessors have done."""
-    return files.sha256_text(" ".join(map(files.sha256_file, grades.list_sessions(run))))
+    return files.sha256_text(" ".join(map(files.sha256_file, list_sessions(run))))
 
 
 @stage("assessment", load=load_result)
 def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
-    sessions, table = grades.tabulate(run)
-    chosen = grades.choose_sessions(sessions)
+    sessions, table = tabulate(run)
+    chosen = choose_sessions(sessions)
     if not chosen:
         why = "Nobody has graded a summary of this run yet."
         raise SessionError(why, "Grade some in notebook 07, or let the scripted assessor do it.")
     own = table[(table["session"] == chosen[0]["session"]) & (table["answer"] != "skip")]
-    first, verdicts = grades.settle(grades.choose_first(own), table), grades.spread(sessions, table)
+    first, verdicts = settle(choose_first(own), table), spread(sessions, table)
     rows = files.read_jsonl(run.require("evaluation/evaluation.jsonl"))
     called = [(str(row["id"]), row["system"], row["hallucinated"]) for row in rows]
     items = pd.DataFrame(called, columns=["item_id", "system", "called"]).merge(first, how="outer")
@@ -86,7 +93,7 @@ def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
     summary = chosen[0] | {
         "suggested": int(own["suggested"].sum()),
         "adjudicated": int(first["settled"].notna().sum()),
-        "disputed": len(grades.find_disputes(verdicts)),
+        "disputed": len(find_disputes(verdicts)),
         "paired": compare_systems(items),
         # a rate of nothing is left out; where no grade varies, kappa is neither zero nor one
         "figures": [
@@ -99,6 +106,105 @@ def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
     }  # fmt: skip
     files.write_json_atomic(run.path(SUMMARY), summary)
     return AssessmentResult(summary)
+
+
+def list_sessions(run: Run) -> list[Path]:
+    """The event files of a run."""
+    return sorted(run.path("assessment").glob("*.events.jsonl"))
+
+
+def tabulate(run: Run) -> tuple[Rows, pd.DataFrame]:
+    """(a row per session, a row per item that was answered or skipped), as in header and `sum_up`.
+    Sessions about other summaries than the run holds now are not `current` and have no grades.
+
+    Of a pair (mode ab) `system` stands left, `other` right. `first`: where the item came first.
+    """
+    texts, sessions, grades = read_generations(run), [], []
+    for log in map(Log, list_sessions(run)):
+        who = {"session": log.name, "unblinded": log.unblinded, **log.header}
+        held = all(
+            (line["item_id"], name) in texts for line in log.queue for name in line["systems"]
+        )
+        shown = held and queue.hash_items(queue.fill_queue(log.queue, texts))
+        current = shown == log.header["items_sha256"]
+        sessions.append(who | log.progress() | {"current": current, "torn_bytes": log.torn})
+        for place, (line, said) in enumerate(zip(log.queue, log.items, strict=True)):
+            if current and said["answer"]:
+                row = texts[line["item_id"], line["systems"][0]]
+                first = place if line["repeat_of"] is None else line["repeat_of"]
+                grades.append(who | said | {
+                    "place": place, "first": first, "item_id": line["item_id"],
+                    "system": line["systems"][0], "other": line["systems"][-1],
+                    "source": row["context"], "summary": row["text"],
+                })  # fmt: skip
+    return sessions, pd.DataFrame(grades)
+
+
+def choose_sessions(sessions: Rows, mode: str = "") -> Rows:
+    """Sessions with a grade, the fullest first: people's, or where no person graded, scripts'. One
+    for each assessor (their fullest; of equally full ones the newest) and no adjudications."""
+    graded = [
+        row for row in sessions
+        if row["current"] and row["graded"] and row["role"] == "assess"
+        and mode in ("", row["mode"])
+    ]  # fmt: skip
+    people = [row for row in graded if row["assessor_kind"] != SIMULATED]
+    ordered = sorted(people or graded, key=lambda row: (row["graded"], row["created"]))
+    fullest = {row["assessor_id"]: row for row in ordered}
+    return [row for row in reversed(ordered) if row is fullest[row["assessor_id"]]]
+
+
+def choose_first(grades: pd.DataFrame) -> pd.DataFrame:
+    """What was graded, at its first showing."""
+    return grades[(grades["first"] == grades["place"]) & (grades["answer"] != "skip")]
+
+
+def spread(sessions: Rows, grades: pd.DataFrame) -> pd.DataFrame:
+    """A row per (item id, system), a column per assessor: verdicts at the first showing."""
+    chosen = [row["session"] for row in choose_sessions(sessions, "single")]
+    own = choose_first(grades[grades["session"].isin(chosen)])
+    return own.pivot(index=["item_id", "system"], columns="assessor", values="verdict")
+
+
+def find_disputes(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
+    """(item id, system) of the summaries on which two assessors differ."""
+    return verdicts.index[verdicts.nunique(axis=1) > 1].tolist()
+
+
+def settle(first: pd.DataFrame, grades: pd.DataFrame) -> pd.DataFrame:
+    """`first` with `settled`, the verdict of the last adjudicator of its kind, which takes the
+    place of the assessor's where there is one."""
+    kind = grades["assessor_kind"].isin(first["assessor_kind"])
+    judged = choose_first(grades[(grades["role"] == "adjudicate") & kind]).sort_values("created")
+    judged = judged.drop_duplicates(["item_id", "system"], keep="last")
+    judged = judged[["item_id", "system", "verdict"]].rename(columns={"verdict": "settled"})
+    first = first.merge(judged, how="left")
+    return first.assign(verdict=first["settled"].combine_first(first["verdict"]))
+
+
+def open_adjudication(run: Run, recipe: Recipe, assessor: str) -> tuple[Session, Opinions]:
+    """Start or continue settling what the assessors of this run disagree on, in the same view, and
+    what each said of an item. The systems stay sealed and the assessors are letters.
+    Raises SessionError where nothing is disputed."""
+    sessions, grades = tabulate(run)
+    chosen = [row["session"] for row in choose_sessions(sessions, "single")]
+    disputes = find_disputes(spread(sessions, grades)) if chosen else []
+    if not disputes:
+        why = f"{len(chosen)} assessor(s) have graded, and no summary has two different verdicts."
+        raise SessionError(why, "Let a second one grade: open_session(run, recipe, assessor=...).")
+    random.Random(f"adjudicate-{recipe.seed}").shuffle(disputes)  # an order that tells nothing
+    places = [queue.make_place(item, [system]) for item, system in disputes]
+    header = make_header(assessor, recipe.seed, role="adjudicate")
+    session = Session(run.path("assessment"), read_generations(run), places, header)
+    first = choose_first(grades).to_dict("records")
+    given = {(row["item_id"], row["system"], row["session"]): row for row in first}
+
+    def find_opinions(item: queue.Item) -> list[tuple[str, dict]]:
+        (system,) = session.log.queue[item.place]["systems"]
+        rows = [given.get((item.item_id, system, name)) for name in chosen]
+        return [(f"Assessor {chr(65 + n)}", row) for n, row in enumerate(rows) if row]
+
+    return session, find_opinions
 
 
 def measure_systems(items: pd.DataFrame) -> Iterator[Figure]:
@@ -143,7 +249,7 @@ def measure_preferences(first: pd.DataFrame) -> Iterator[Figure]:
     pairs = first.dropna(subset="preference")
     better = pairs["system"].where(pairs["preference"] < 0, pairs["other"])
     better = better.where(pairs["preference"] != 0, "neither")
-    for name in (*SYSTEMS, "neither"):
+    for name in (*queue.SYSTEMS, "neither"):
         yield "preferred", name, count(better == name, "pairs")
 
 
@@ -180,7 +286,7 @@ def compare_systems(items: pd.DataFrame) -> dict[str, float] | None:
     """sft against dpo on notes with a definite grade under both; None without such notes."""
     sure = items[items["verdict"].isin(["supported", "hallucinated"])]
     wide = sure.pivot(index="item_id", columns="system", values="verdict")
-    wide = wide.reindex(columns=SYSTEMS).dropna() == "hallucinated"
+    wide = wide.reindex(columns=queue.SYSTEMS).dropna() == "hallucinated"
     return rates.compare_paired(wide["sft"], wide["dpo"]) if len(wide) else None
 
 

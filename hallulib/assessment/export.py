@@ -16,9 +16,8 @@ from typing import Any
 import pandas as pd
 
 from hallulib import files
-from hallulib.assessment.grades import Rows, tabulate
+from hallulib.assessment.analyse import Rows, tabulate
 from hallulib.assessment.queue import split_sentences
-from hallulib.assessment.session import read_generations
 from hallulib.errors import SessionError
 from hallulib.run import Run
 
@@ -29,43 +28,30 @@ def export_assessment(run: Run) -> dict[str, Path]:
     _, grades = tabulate(run)
     if grades.empty:
         raise SessionError("No summary has been graded yet.", "Grade one in notebook 07.")
-    grades = grades.astype(object).where(grades.notna(), None)
-    texts = read_generations(run)
-    rows = [
-        add_texts(row, texts[row["item_id"], row["system"]]) for row in grades.to_dict("records")
-    ]
-    people = sorted({row["assessor_id"] for row in rows})
-    tasks = [
-        make_task(row, people.index(row["assessor_id"]) + 1)
-        for row in rows if row["mode"] == "single"
-    ]  # fmt: skip
+    for name in ("system", "other"):
+        grades[name] = grades[name].where(grades["unblinded"], "sealed")
+    rows = grades.astype(object).where(grades.notna(), None).to_dict("records")
+    tasks = [make_task(row) for row in rows if row["mode"] == "single"]
     contents = {
         "grades.csv": write_csv(rows),
+        "grades.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
         "label_studio.json": json.dumps(tasks, indent=1, ensure_ascii=False),
         "label_studio.xml": Path(__file__).with_name("label_studio.xml").read_text("utf-8"),
     }
-    folder = run.path("assessment/export")
-    for name, content in contents.items():
-        files.write_text_atomic(folder / name, content)
-    files.write_jsonl(folder / "grades.jsonl", rows)
-    return {name: folder / name for name in ("grades.jsonl", *contents)}
-
-
-def add_texts(row: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
-    """A grade with its note, its summary (of a pair the left one), and where each sentence stands."""
-    spots = {spot.sid: spot._asdict() for spot in split_sentences(generated["text"])}
-    labels = [spots[sid] | label for sid, label in row["labels"].items()]
-    row |= {"source": generated["context"], "summary": generated["text"], "labels": labels}
-    return row if row.pop("unblinded") else row | {"system": "sealed", "other": "sealed"}
+    paths = {name: run.path("assessment/export") / name for name in contents}
+    for name, path in paths.items():
+        files.write_text_atomic(path, contents[name])
+    return paths
 
 
 def write_csv(rows: Rows) -> str:
     """A table with one line per item and assessor; lists as text, source and summary left out."""
     table = pd.DataFrame(rows).drop(columns=["source", "summary"])
-    table["labels"] = [
-        "; ".join(f"{label['sid']} {label['verdict']} {label['type'] or ''}" for label in labels)
-        for labels in table["labels"]
-    ]
+    table["labels"] = table["labels"].map(
+        lambda labels: "; ".join(
+            f"{sid} {g['verdict']} {g['type'] or ''}" for sid, g in labels.items()
+        )
+    )
     table["omissions"] = table["omissions"].map("; ".join)
     return table.map(defuse).to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
 
@@ -80,29 +66,30 @@ def defuse(value: Any) -> Any:
     return f"'{text}" if next(seen, "") in tuple("=+-@") else text
 
 
-def make_task(row: dict[str, Any], person: int) -> dict[str, Any]:
+def make_task(row: dict[str, Any]) -> dict[str, Any]:
     """A task with its annotation; every region carries its text, not only its offsets."""
-    found = []  # id, name of the control, its type, value
-    for label in row["labels"]:
+    regions = []
+
+    def add(region: str, name: str, kind: str, **value: Any) -> None:
+        about = {"id": region, "from_name": name, "to_name": "summary", "type": kind}
+        regions.append(about | {"value": value})
+
+    spots = {s.sid: s for s in split_sentences(row["summary"])}
+    for sid, label in row["labels"].items():
         if label["verdict"] == "hallucinated":
-            spot = {name: label[name] for name in ("start", "end", "text")}
-            kind, severity = {"labels": [label["type"] or "other"]}, label["severity"]
-            found.append((label["sid"], "error", "labels", spot | kind))
-            if severity:
-                found.append((label["sid"], "severity", "choices", spot | {"choices": [severity]}))
+            spot = {name: getattr(spots[sid], name) for name in ("start", "end", "text")}
+            add(sid, "error", "labels", **spot, labels=[label["type"] or "other"])
+            if label["severity"]:
+                add(sid, "severity", "choices", **spot, choices=[label["severity"]])
     if row["verdict"]:
-        found.append(("verdict", "verdict", "choices", {"choices": [row["verdict"]]}))
-    for name, texts in (("omissions", row["omissions"]), ("remark", [row["note"]])):
-        if any(texts):
-            found.append((name, name, "textarea", {"text": texts}))
-    names = ("id", "from_name", "type", "value")
+        add("verdict", "verdict", "choices", choices=[row["verdict"]])
+    if row["omissions"]:
+        add("omissions", "omissions", "textarea", text=row["omissions"])
+    if row["note"]:
+        add("remark", "remark", "textarea", text=[row["note"]])
+    done = {"was_cancelled": row["answer"] == "skip", "lead_time": row["seconds"]}
+    names = ("summary", "item_id", "system", "session", "assessor")
     return {
-        "data": {name: row[name] for name in ("summary", "item_id", "system", "session")}
-        | {"note": row["source"]},
-        "annotations": [{
-            "completed_by": person,
-            "was_cancelled": row["answer"] == "skip",
-            "lead_time": row["seconds"],
-            "result": [dict(zip(names, region, strict=True), to_name="summary") for region in found],
-        }],
-    }  # fmt: skip
+        "data": {"note": row["source"]} | {name: row[name] for name in names},
+        "annotations": [done | {"result": regions}],
+    }

@@ -1,7 +1,6 @@
 """What an assessor sees and in which order: chosen notes, balanced sides, unannounced repeats.
 
-A queue is a list of the key's lines: {"item_id", "systems", "repeat_of"}. Who grades is given the
-items of `fill_queue`, which name no system.
+A queue is a list of the key's lines; who grades is given `Item`s, which name no system.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ NOTES_PER_BLOCK = 5
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*")
 
 Rows = dict[tuple[str, str], dict]  # (item id, system) -> row of generations.jsonl
-Place = dict[str, Any]  # a line of the key
+Place = dict[str, Any]  # a line of the key: item_id, systems, repeat_of
 
 
 class Sentence(NamedTuple):
@@ -76,18 +75,17 @@ def mark_terms(source: str, sentence: str) -> list[tuple[str, bool]]:
 
 
 def plan_queue(rows: Rows, mode: str, items: int, seed: int, assessor: str) -> list[Place]:
-    """Choose and order what is graded; the same arguments give the same queue. The seed alone
-    decides which notes are chosen, so that assessors can be compared; each has an own order.
+    """Choose and order what is graded. The seed alone decides which notes are chosen, so that
+    assessors can be compared; each has an own order.
 
     single: `items` summaries, every chosen note once per system, never twice in a row (unless it is
     the only one). ab: `items` notes with both summaries side by side, each system on the left
-    equally often (an odd number is rounded down).
-    Raises SessionError when no note has a summary of every system.
+    equally often. Raises SessionError when no note has a summary of every system.
     """
     complete = sorted(item for item, system in rows if system == "sft" and (item, "dpo") in rows)
     if not complete:
-        what = f"No note has summaries of all of {', '.join(SYSTEMS)}."
-        raise SessionError(what, "Run notebook 06_evaluation.")
+        why = f"No note has summaries of all of {', '.join(SYSTEMS)}."
+        raise SessionError(why, "Run notebook 06_evaluation.")
     count = min(items if mode == "ab" else max(1, items // 2), len(complete))
     if mode == "ab" and count > 1:
         count -= count % 2
@@ -104,24 +102,21 @@ def plan_queue(rows: Rows, mode: str, items: int, seed: int, assessor: str) -> l
     ]
 
 
-def make_place(item_id: str, systems: Sequence[str], repeat_of: int | None = None) -> Place:
+def make_place(item_id: str, systems: Sequence[str]) -> Place:
     """A line of the key: whose summaries of which item are shown first (and second)."""
-    return {"item_id": item_id, "systems": list(systems), "repeat_of": repeat_of}
+    return {"item_id": item_id, "systems": list(systems), "repeat_of": None}
 
 
 def add_repeats(queue: list[Place], share: float, seed: int) -> list[Place]:
-    """Repeat a share of the first half in the last third, unannounced, for intra-rater agreement.
-
-    `repeat_of` is the place of the first showing. Each system is repeated equally often (in mode
-    ab: stands on the left), so that the queue stays balanced.
-    """
+    """Repeat a share of the first half in the last third, unannounced, for intra-rater agreement;
+    each system (in mode ab: the left one) equally often. `repeat_of`: the place of the first."""
     rng, half = random.Random(f"repeats-{seed}"), len(queue) // 2
     firsts = [[i for i in range(half) if queue[i]["systems"][0] == name] for name in SYSTEMS]
     each = min(round(share * len(queue) / 2), *map(len, firsts))
     longer, later = list(queue), max(len(queue) * 2 // 3, half)
     for original in [place for own in firsts for place in rng.sample(own, each)]:
-        repeat = queue[original] | {"repeat_of": original}
-        longer.insert(rng.randint(later + 1, len(longer)), repeat)
+        place = rng.randint(later + 1, len(longer))
+        longer.insert(place, queue[original] | {"repeat_of": original})
     return longer
 
 

@@ -1,8 +1,7 @@
 """The assessment widget: a thin view of a session. It holds no state that the session does not,
 save which sentence is chosen.
 
-`widget.press("verdict_supported")` and `widget.press_key("1")` do what a click and a key do in the
-browser, without one.
+`widget.press("verdict_supported")` does what a click does in the browser, without one.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from traitlets import Dict, Int, List, Unicode
 
-from hallulib.assessment.grades import Opinions
+from hallulib.assessment.analyse import Opinions
 from hallulib.assessment.queue import Item, Sentence, mark_terms
-from hallulib.assessment.scripted import Judge, Judged
+from hallulib.assessment.scripted import Judge
 from hallulib.assessment.session import Session
 from hallulib.errors import HallulibError, SessionError
 
 HERE = Path(__file__).parent
 LOOK = yaml.safe_load((HERE / "widget.yaml").read_text("utf-8"))
-PLAIN = {"main": False, "toggle": False, "focus": "", "needs": "item", "when": ""}
+PLAIN = {"only": "", "main": False, "toggle": False, "focus": "", "needs": "item", "when": ""}
 BUTTONS = {
     f"{row}_{value}": PLAIN | about | {"name": f"{row}_{value}", "row": row, "value": value}
     for row, entries in LOOK["buttons"].items()
@@ -56,7 +55,6 @@ class AssessmentWidget(anywidget.AnyWidget):
     _esm = (HERE / "widget.js").read_text("utf-8")
     _css = (HERE / "widget.css").read_text("utf-8")
     regions = Dict().tag(sync=True)
-    shortcuts = List(Unicode()).tag(sync=True)
     place = Int(allow_none=True).tag(sync=True)
     message = List(default_value=["status", ""]).tag(sync=True)
     answered = Int(0).tag(sync=True)
@@ -70,48 +68,41 @@ class AssessmentWidget(anywidget.AnyWidget):
         opinions: Opinions | None = None,
         feedback: Callable[[Item, dict], str] | None = None,
     ) -> None:
-        self.session, self.quick, self.major, self.selected = session, quick, False, ""
-        self.suggest, self.feedback = suggest, feedback
-        self.opinions = opinions or (lambda item: [])
-        keys = [button["key"] for button in self.buttons.values()]
-        super().__init__(shortcuts=keys, label=LOOK["titles"][session.header["role"]])
+        self.session, self.quick, self.selected = session, quick, ""
+        self.suggest, self.opinions, self.feedback = suggest, opinions, feedback
+        super().__init__(label=LOOK["titles"][session.header["role"]])
         self._choose_open()
         self._show(session.warning, is_alert=bool(session.warning))
         self.on_msg(lambda _, content, buffers: self.receive(content))
 
     def receive(self, content: dict[str, Any]) -> None:
-        """One message: a button, a key or a text field. What was meant for an item that is no
-        longer shown (a double click on "save") is left undone."""
-        if content.get("place") != self.place:
+        """One message: a button or a text field. What was meant for an item that is no longer shown
+        (a double click on "save") is left undone."""
+        if content["place"] != self.place:
             self._show("")
-        elif "key" in content:
-            self.press_key(content["key"])
-        elif "field" in content:
-            self._do(lambda: self._write(content["field"], content["text"]))
-        elif content["act"].startswith("sentence:"):
-            self.selected = content["act"].removeprefix("sentence:")
-            self._show("")
-        else:
+        elif "act" in content:
             self.press(content["act"])
-
-    def press_key(self, key: str) -> None:
-        """What pressing a key does; a key without a button here does nothing."""
-        own = [name for name, b in self.buttons.items() if b["key"] == key and b["shown"]]
-        self.press(own[0]) if own else self._show("")
+        else:
+            do = {"note": "note", "omissions": "omit"}[content["field"]]
+            self._do(lambda: self.session.act(do, text=content["text"]))
 
     def press(self, name: str) -> None:
         """Do what a button does, and show the outcome, also when it was refused."""
-        button = self.buttons[name]
+        button = self.buttons.get(name, {"why_not": ""})
         if button["why_not"]:
             self._show(f"{button['text']}: {button['why_not']}")
+        elif name.startswith("sentence_"):
+            self.selected = name.removeprefix("sentence_")
+            self._show("")
         else:
             self._do(lambda: self._act(button["row"], button["value"]))
 
     def _act(self, row: str, value: Any) -> str | None:
         """What a button means; returns what is said of it, if not just that it was saved."""
         act, log = self.session.act, self.session.log
+        ids = [sentence.sid for sentence in self.sentences]
         match row, value:
-            case "verdict", _ if not self.sentences:
+            case "verdict", _ if not ids:
                 act("grade", verdict=value)
             case "verdict", _:
                 return self._label(value)
@@ -120,7 +111,7 @@ class AssessmentWidget(anywidget.AnyWidget):
             case "prefer", _:
                 act("prefer", preference=value)
             case "go", "save":  # one hallucinated sentence decides, else one unsure
-                missing = [s.sid for s in self.sentences if s.sid not in self.labels]
+                missing = [sid for sid in ids if sid not in self.labels]
                 if missing:
                     self.selected = missing[0]
                     why = f"Not graded yet: {', '.join(missing)}."
@@ -129,7 +120,6 @@ class AssessmentWidget(anywidget.AnyWidget):
                 worst = next((v for v in ("hallucinated", "unsure") if v in given), "supported")
                 act("grade", verdict=worst)
             case "go", "previous" | "next":
-                ids = [sentence.sid for sentence in self.sentences]
                 place = ids.index(self.selected) + (1 if value == "next" else -1)
                 self.selected = ids[min(max(place, 0), len(ids) - 1)]
             case "go", "skip":
@@ -148,26 +138,17 @@ class AssessmentWidget(anywidget.AnyWidget):
                 return "Grading the whole summary." if self.quick else "Grading by sentence."
             case "go", "suggest":
                 act("suggest", on=not log.suggesting)
-            case "field", "major":
-                self.major = not self.major
-                if omitted := self.session.said["omissions"]:
-                    self._write("omissions", "; ".join(omitted))
 
     def _label(self, verdict: str, **detail: str) -> str:
         old = self.labels.get(self.selected, {})
         if old.get("verdict") == verdict:
             detail = old | detail
         self.session.act("label", sentence=self.selected, **(detail | {"verdict": verdict}))
-        said = ", ".join(filter(None, [self.selected, *self.labels[self.selected].values()]))
+        said = ", ".join(filter(None, self.labels[self.selected].values()))
+        said = f"{self.selected} {said}."
         if verdict != "hallucinated":  # which is not complete before its type
             self._choose_open()
-        return f"{said}."
-
-    def _write(self, field: str, text: str) -> None:
-        if field == "note":
-            self.session.act("note", text=text)
-        else:
-            self.session.act("omit", text=text, severity="major" if self.major else "minor")
+        return said
 
     def _choose_open(self, anew: bool = False) -> None:
         """Choose the next sentence without a grade (anew: from the first on), wrapping around; stay
@@ -190,14 +171,6 @@ class AssessmentWidget(anywidget.AnyWidget):
         return self.session.said["labels"]
 
     @property
-    def judged(self) -> Judged | None:
-        """The detector's opinion of the item, where it is asked for."""
-        item = self.session.current
-        if self.suggest and item and self.session.log.suggesting:
-            return self.suggest(item.item_id, item.summaries[0])
-        return None
-
-    @property
     def buttons(self) -> dict[str, dict[str, Any]]:
         """Every button of this mode by name: row, value, text, key, hint; whether it is `shown`
         and `pressed`, and `why_not`: why it cannot be used now, "" if it can."""
@@ -211,21 +184,19 @@ class AssessmentWidget(anywidget.AnyWidget):
             "skipped": any(item["answer"] == "skip" for item in log.items),
             "detector": self.suggest,
         }
+        pressed = {f"{row}_{label.get(row)}" for row in ("type", "severity")}
         verdict = (label if self.sentences else said).get("verdict")
-        rows = {"verdict": verdict, "prefer": said["preference"]}
-        rows |= {name: label.get(name) for name in ("type", "severity")}
-        switches = {
-            "go_flag": said["flagged"], "go_quick": self.quick, "go_suggest": log.suggesting,
-            "field_major": self.major,
-        }  # fmt: skip
+        pressed |= {f"verdict_{verdict}", f"prefer_{said['preference']}"}
+        switches = {"flag": said["flagged"], "quick": self.quick, "suggest": log.suggesting}
+        pressed |= {f"go_{name}" for name, is_on in switches.items() if is_on}
         return {
-            name: b | {
-                "shown": bool(has[b["when"]]),
-                "pressed": switches.get(name, rows.get(b["row"], name) == b["value"]),
-                "why_not": "" if has[b["needs"]] else LOOK["reasons"][b["needs"]],
+            name: button | {
+                "shown": bool(has[button["when"]]),
+                "pressed": name in pressed,
+                "why_not": "" if has[button["needs"]] else LOOK["reasons"][button["needs"]],
             }
-            for name, b in BUTTONS.items()
-            if b.get("only") in (None, self.session.header["mode"])
+            for name, button in BUTTONS.items()
+            if button["only"] in ("", self.session.header["mode"])
         }  # fmt: skip
 
     def static_html(self) -> str:
@@ -250,9 +221,9 @@ class AssessmentWidget(anywidget.AnyWidget):
         item = self.session.current
         if item != before:
             self._choose_open(anew=True)
+            where = f"Item {item.place + 1}." if item else "Every item is done."
             graded = self.session.log.items[before.place] if before else {}
             is_told = self.feedback and graded.get("answer") == "grade"
-            where = f"Item {item.place + 1}." if item else "Every item is done."
             said = said or f"{self.feedback(before, graded) if is_told else 'Saved.'} {where}"
         self._show(said)
 

@@ -61,7 +61,8 @@ def test_what_is_said_of_a_repeated_item_counts_only_against_oneself(tmp_path):
     grade_all(run, recipe, "Ann")
     with open_session(run, recipe, "Bo") as session:
         while item := session.current:
-            bad = (WRONG in item.summaries[0]) != is_repeat(session, item)  # another mind at every repeat
+            # another mind at every repeat
+            bad = (WRONG in item.summaries[0]) != is_repeat(session, item)
             session.act("grade", verdict="hallucinated" if bad else "supported")
     result = analyse_assessment(recipe, run)  # of Bo, the newest of equally full ones
     assert result.summary["disputed"] == 0
@@ -103,7 +104,7 @@ def test_disputes_are_settled_in_the_same_view_and_without_names(graded):
     for hidden in ("Ann", "=Bo", "sft", "dpo"):
         assert hidden not in shown
     while session.current:
-        widget.press_key("2")
+        widget.press("verdict_hallucinated")
     session.close()
     result = analyse_assessment(recipe, run)
     assert result.summary["adjudicated"] == 4 and result.summary["assessor"] in ("Ann", "=Bo")
@@ -208,8 +209,8 @@ def test_sentences_are_rated_apart_from_summaries_and_general_knowledge_apart_fr
     with open_session(run, recipe, "Ann") as session:
         widget = AssessmentWidget(session)
         for _ in widget.sentences:
-            widget.press_key("4")
-        widget.press_key("Enter")
+            widget.press("verdict_general_knowledge")
+        widget.press("go_save")
     rows = analyse_assessment(recipe, run).summary["figures"]
     found = {row["figure"]: row for row in rows}
     assert found["general knowledge"]["value"] == 1

@@ -203,7 +203,7 @@ def test_a_damaged_line_in_the_middle_is_refused_by_number(tmp_path):
     session.path.write_text("".join([*lines[:2], *lines[3:]]))
     with pytest.raises(SessionError, match="action 2 expected, found 3"):
         open_at(tmp_path)
-    session.path.write_text("".join([*lines[:2], lines[2].replace('"place":1', '"place":99')]))
+    session.path.write_text("".join([*lines[:2], lines[2].replace('"place": 1', '"place": 99')]))
     with pytest.raises(SessionError, match="Line 3 .* no such item"):
         open_at(tmp_path)
 

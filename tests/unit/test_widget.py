@@ -21,7 +21,8 @@ def open_widget(folder, quick=False, suggest=None, **changes):
 
 def press(widget, *keys):
     for key in keys:
-        widget.press_key(key)
+        found = [b["name"] for b in widget.buttons.values() if b["key"] == key and b["shown"]]
+        widget.press(*found)
 
 
 def answers(widget, *places):
@@ -43,13 +44,13 @@ def test_keys_grade_sentence_by_sentence_and_enter_saves_and_goes_on(tmp_path):
     assert [(g["verdict"], g["type"], g["severity"]) for g in labels.values()] == [
         ("supported", None, None), ("hallucinated", "detail", "major"),
     ]  # fmt: skip
-    assert widget.session.current != first and "Item 2 of 15" in visible(widget)
+    assert widget.session.current != first and "Item 2 of 16" in visible(widget)
 
 
 def test_every_sentence_grade_is_on_the_disk_before_the_item_is_saved(tmp_path):
     widget = open_widget(tmp_path)
     widget.press("verdict_supported")
-    assert '"verdict":"supported"' in widget.session.path.read_text()
+    assert '"verdict": "supported"' in widget.session.path.read_text()
     again = open_widget(tmp_path)  # a new kernel
     assert list(again.labels) == ["s1"] and again.selected == "s2"
     assert again.session.log.progress()["graded"] == 0
@@ -102,8 +103,8 @@ def test_another_verdict_forgets_the_type_of_the_one_before(tmp_path):
 def test_what_was_meant_for_another_item_is_left_undone(tmp_path):
     widget = open_widget(tmp_path, quick=True)
     place = widget.place
-    widget.receive({"key": "1", "place": place})
-    widget.receive({"key": "1", "place": place})  # sent before the next item was seen
+    widget.receive({"act": "verdict_supported", "place": place})
+    widget.receive({"act": "verdict_supported", "place": place})  # sent before the next item was seen
     assert widget.session.log.progress()["graded"] == 1
     assert widget.answered == 3  # yet every message is answered
 
@@ -164,13 +165,11 @@ def test_what_cannot_be_saved_is_said_and_nothing_is_counted(tmp_path):
 def test_note_and_omissions_are_saved_as_entered_and_stay_with_their_item(tmp_path):
     widget = open_widget(tmp_path)
     widget.receive({"field": "note", "text": "dose?", "place": 0})
-    press(widget, "m")
     widget.receive({"field": "omissions", "text": "allergy; age ;", "place": 0})
     press(widget, "1", "1", "Enter")
     assert 'value="dose?"' not in visible(widget) and "allergy" not in visible(widget)
     said = widget.session.log.items[0]
     assert said["note"] == "dose?" and said["omissions"] == ["allergy", "age"]
-    assert [a.severity for a in widget.session.log.actions if a.do == "omit"] == ["major"]
 
 
 def test_a_flag_is_put_on_and_taken_off(tmp_path):
@@ -192,7 +191,7 @@ def test_ab_mode_shows_two_summaries_and_takes_a_preference(tmp_path):
 
 def test_suggestions_are_hidden_until_asked_for_and_that_they_were_seen_is_recorded(tmp_path):
     def judge(item, text):
-        return Judged([(text.index("Takes"), len(text), "detail")])
+        return Judged({"s2": "detail"})
 
     widget = open_widget(tmp_path, suggest=judge)
     assert "objects" not in visible(widget)
@@ -209,7 +208,7 @@ def test_no_two_buttons_share_a_key_and_every_button_shows_its_own(tmp_path):
     for mode in ("single", "ab"):
         widget = open_widget(tmp_path / mode, suggest=lambda *_: Judged(), mode=mode)
         keys = [button["key"] for button in widget.buttons.values()]
-        assert all(keys) and len(keys) == len(set(keys)) and keys == widget.shortcuts
+        assert all(keys) and len(keys) == len(set(keys))
         shown = re.findall(r'<button .*?class="hlw-b.*?</button>', visible(widget))
         assert len(shown) == sum(button["shown"] for button in widget.buttons.values())
         assert all("<kbd>" in html and "aria-keyshortcuts" in html for html in shown)
@@ -261,4 +260,4 @@ def test_every_practice_item_has_a_key_for_every_sentence_and_every_error_type_i
     recipe = load_recipe("tiny-cpu")
     session = open_practice(Run.open(tmp_path, recipe), recipe)
     judged = [judge_practice(item.item_id, item.summaries[0]) for item in session.items]
-    assert {kind for found in judged for *_, kind in found.errors} == {*ERROR_TYPES} - {"other"}
+    assert {kind for found in judged for kind in found.errors.values()} == {*ERROR_TYPES} - {"other"}
