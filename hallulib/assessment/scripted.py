@@ -43,10 +43,9 @@ def judge_by_evaluation(run: Run) -> Judge:
         row, errors = known[item_id, summary], {}
         wrong = [s for s in row["statements"] if s["verdict"] in ("contradicted", "not_in_note")]
         for sentence in split_sentences(summary):
-            for found in wrong:
-                if found["start"] < sentence.end and found["end"] > sentence.start:
-                    kind = found["error_type"] if found["error_type"] in ERROR_TYPES else "other"
-                    errors.setdefault(sentence.sid, kind)
+            here = [s for s in wrong if s["start"] < sentence.end and s["end"] > sentence.start]
+            kinds = [s["error_type"] if s["error_type"] in ERROR_TYPES else "other" for s in here]
+            errors |= {sentence.sid: kind for kind in kinds[:1]}
         return Judged(errors, row["omissions"], row["hallucinated"] is not None)
 
     return judge
