@@ -34,14 +34,14 @@ def export_assessment(run: Run) -> dict[str, Path]:
     tasks = [make_task(row) for row in rows if row["mode"] == "single"]
     contents = {
         "grades.csv": write_csv(rows),
-        "grades.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
         "label_studio.json": json.dumps(tasks, indent=1, ensure_ascii=False),
         "label_studio.xml": Path(__file__).with_name("label_studio.xml").read_text("utf-8"),
     }
-    paths = {name: run.path("assessment/export") / name for name in contents}
-    for name, path in paths.items():
-        files.write_text_atomic(path, contents[name])
-    return paths
+    folder = run.path("assessment/export")
+    for name, content in contents.items():
+        files.write_text_atomic(folder / name, content)
+    files.write_jsonl(folder / "grades.jsonl", rows)
+    return {name: folder / name for name in ("grades.jsonl", *contents)}
 
 
 def write_csv(rows: Rows) -> str:

@@ -45,7 +45,8 @@ def judge_by_evaluation(run: Run) -> Judge:
         for sentence in split_sentences(summary):
             here = [s for s in wrong if s["start"] < sentence.end and s["end"] > sentence.start]
             kinds = [s["error_type"] if s["error_type"] in ERROR_TYPES else "other" for s in here]
-            errors |= {sentence.sid: kind for kind in kinds[:1]}
+            if kinds:
+                errors[sentence.sid] = kinds[0]
         return Judged(errors, row["omissions"], row["hallucinated"] is not None)
 
     return judge

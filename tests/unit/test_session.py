@@ -281,7 +281,7 @@ def test_a_torn_last_line_is_reported_and_the_rest_kept(tmp_path):
     [
         (lambda lines: [*lines[:2], "{damaged\n", *lines[3:]], "Line 3 of"),
         (lambda lines: [*lines[:2], *lines[3:]], "action 2 expected, found 3"),
-        (lambda lines: [*lines[:2], lines[2].replace('"place": 1', '"place": 99')], "Line 3 .* such"),
+        (lambda lines: [*lines[:2], lines[2].replace('place": 1', 'place": 99')], "Line 3 .*such"),
         (lambda lines: [lines[0].replace('"version": 2', '"version": 9')], "Line 1 .* version 2"),
     ],
 )  # fmt: skip
