@@ -1,39 +1,35 @@
-"""From sessions to a result: grades as one tidy table, and figures with intervals from it.
+"""From sessions to a result: one tidy table of grades, and figures with intervals from it.
 
-Systems are named only in sums. The seal of a running session stays: nothing here tells an assessor
-which summary came from which system.
+Systems are named only in sums: the seal of a running session stays.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from math import isnan
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Template
 
-from hallulib.assessment.figures import (
-    compare_people,
-    compare_systems,
-    list_figures,
-    measure_agreement,
-    measure_preferences,
-    measure_repeats,
-    measure_sentences,
-    measure_systems,
-)
-from hallulib.assessment.log import ItemState, Log, State
-from hallulib.assessment.queue import Item, Place, fill_queue, hash_items, make_place
+from hallulib import files, rates
+from hallulib.assessment import queue
+from hallulib.assessment.log import Log
 from hallulib.assessment.session import SIMULATED, Session, make_header, read_generations
 from hallulib.errors import SessionError
-from hallulib.files import read_jsonl, sha256_text, write_json_atomic
 from hallulib.recipe import Recipe
 from hallulib.run import Run, stage
 
 SUMMARY = "assessment/summary.json"
-Opinions = Callable[[Item], list[tuple[str, ItemState]]]  # (letter, what that assessor said)
+CODES = {"supported": 0, "hallucinated": 1, "unsure": 2}
+Rows = list[dict[str, Any]]
+Opinions = Callable[[queue.Item], list[tuple[str, dict]]]  # (letter, that assessor's grade)
+Figure = tuple[str, str, rates.Rate | None]  # what it is, of whom, the rate
 
 
 @dataclass(frozen=True)
@@ -56,190 +52,118 @@ class AssessmentResult:
 
     def sentences(self) -> list[str]:
         """The result in words: never a bare percentage, never a script taken for a person."""
-        found, script = self.summary, self.summary["assessor_kind"] == SIMULATED
-        lines = [f"{row['of']}, {row['figure']}: {row['text']}." for row in found["figures"]]
-        if pair := found["paired"]:
-            lines.append(
-                f"On the {pair['n']} notes graded under both: {pair['b']} wrong only under sft, "
-                f"{pair['c']} only under dpo; exact McNemar p = {pair['p']:.3g}."
-            )
-        who = "a SIMULATED assessor" if script else "1 person, blind"
-        lines.append(
-            f"Graded by {who}: {found['graded']} of {found['total']} items, {found['skipped']} "
-            f"skipped, {found['total'] - found['graded']} unfinished; {found['suggested']} with "
-            f"the detector's opinion in view, {found['adjudicated']} settled by adjudication."
-        )
-        if script:
-            lines.append(
-                "These grades come from a script that copies the detector and errs now and then: "
-                "they show that the tool works, and say nothing about a person's judgement."
-            )
-        return lines
+        words = Path(__file__).with_name("result.txt.j2").read_text("utf-8")
+        return Template(words, trim_blocks=True).render(self.summary).splitlines()
 
 
 def analyse_assessment(recipe: Recipe, run: Run) -> AssessmentResult:
     """Analyse the grades given so far and write assessment/summary.json (stage "assessment").
-
-    Grades given since the last analysis make it run again. Raises SessionError when nobody, not
-    even the scripted assessor, has graded anything.
-    """
-    if run.path(SUMMARY).exists():
-        recorded = json.loads(run.path(SUMMARY).read_text("utf-8"))["grades_sha256"]
-        if recorded != _hash_grades(read_logs(run)):
-            run.forget("assessment")
+    Raises SessionError when nobody, not even the scripted assessor, has graded anything."""
+    if run.path(SUMMARY).exists() and load_result(run).summary["events"] != hash_events(run):
+        run.forget("assessment")
     return _analyse(recipe, run)
 
 
 def load_result(run: Run) -> AssessmentResult:
     """The result as last written."""
-    return AssessmentResult(json.loads(run.require(SUMMARY).read_text("utf-8")))
+    return AssessmentResult(json.loads(run.path(SUMMARY).read_text("utf-8")))
+
+
+def hash_events(run: Run) -> str:
+    """sha256 of all that assessors have done."""
+    return files.sha256_text(" ".join(map(files.sha256_file, list_sessions(run))))
 
 
 @stage("assessment", load=load_result)
 def _analyse(recipe: Recipe, run: Run) -> AssessmentResult:
-    logs = read_logs(run)
-    current = keep_current(logs, run)
-    chosen = choose_logs(current)
+    sessions, table = tabulate(run)
+    chosen = choose_sessions(sessions)
     if not chosen:
-        raise SessionError(
-            "Nobody has graded a summary of this run yet.",
-            "Grade some in notebook 07_assessment_widget, or let the scripted assessor do it.",
-        )
-    best, kind = chosen[0], chosen[0].header["assessor_kind"]
-    grades, verdicts = tabulate([best]), spread(tabulate(choose_logs(current, "single")))
-    grades = grades[~grades["skipped"]]
-    settled = find_settled(current, kind)
-    first = settle(grades[~grades["is_repeat"]], settled)
-    items = read_detector(run).merge(first, how="outer")
+        why = "Nobody has graded a summary of this run yet."
+        raise SessionError(why, "Grade some in notebook 07, or let the scripted assessor do it.")
+    own = table[(table["session"] == chosen[0]["session"]) & (table["answer"] != "skip")]
+    first, verdicts = settle(choose_first(own), table), spread(sessions, table)
+    rows = files.read_jsonl(run.require("evaluation/evaluation.jsonl"))
+    called = [(str(row["id"]), row["system"], row["hallucinated"]) for row in rows]
+    items = pd.DataFrame(called, columns=["item_id", "system", "called"]).merge(first, how="outer")
     figures = [
         *measure_systems(items), *measure_sentences(first), *measure_preferences(first),
-        *measure_agreement(items), *measure_repeats(grades), *compare_people(verdicts),
+        *measure_agreement(items, own, verdicts),
     ]  # fmt: skip
-    summary = {
-        "assessor_kind": kind,
-        "assessor": best.header["assessor"],
-        "session": best.name,
-        **State.replay(best).progress(),
-        "suggested": int(grades["suggested"].sum()),
-        "adjudicated": len(settled),
+    summary = chosen[0] | {
+        "suggested": int(own["suggested"].sum()),
+        "adjudicated": int(first["settled"].notna().sum()),
         "disputed": len(find_disputes(verdicts)),
         "paired": compare_systems(items),
-        "figures": list_figures(figures),
-        "sessions": [_describe_log(log, log in current) for log in logs],
-        "grades_sha256": _hash_grades(logs),
-    }
-    write_json_atomic(run.path(SUMMARY), summary)
+        # a rate of nothing is left out; where no grade varies, kappa is neither zero nor one
+        "figures": [
+            {"figure": figure, "of": of, **(found.to_dict() if found else {}),
+             "text": str(found) if found else "undefined (no variation)"}
+            for figure, of, found in figures if found or figure in ("kappa", "alpha")
+        ],
+        "sessions": sessions,
+        "events": hash_events(run),
+    }  # fmt: skip
+    files.write_json_atomic(run.path(SUMMARY), summary)
     return AssessmentResult(summary)
 
 
-# --- which sessions count -----------------------------------------------------------------------
+def list_sessions(run: Run) -> list[Path]:
+    """The event files of a run."""
+    return sorted(run.path("assessment").glob("*.events.jsonl"))
 
 
-def read_logs(run: Run) -> list[Log]:
-    """Every session of a run, in the order of their names."""
-    return [Log.read(path) for path in sorted(run.path("assessment").glob("*.events.jsonl"))]
+def tabulate(run: Run) -> tuple[Rows, pd.DataFrame]:
+    """(a row per session, a row per item that was answered or skipped), as in header and `sum_up`.
+    Sessions about other summaries than the run holds now are not `current` and have no grades.
 
-
-def keep_current(logs: list[Log], run: Run) -> list[Log]:
-    """Those about the summaries that the run holds now."""
-    rows, current = read_generations(run), []
-    for log in logs:
-        try:
-            shown = hash_items(fill_queue(log.queue, rows))
-        except KeyError:
-            continue
-        current += [log] if shown == log.header["items_sha256"] else []
-    return current
-
-
-def choose_logs(logs: list[Log], mode: str = "") -> list[Log]:
-    """Sessions with a grade, the fullest first: people's, or where no person graded, scripts'.
-
-    One for each assessor (their fullest; of equally full ones the newest) and no adjudications.
+    Of a pair (mode ab) `system` stands left, `other` right. `first`: where the item came first.
     """
+    texts, sessions, grades = read_generations(run), [], []
+    for log in map(Log, list_sessions(run)):
+        who = {"session": log.name, "unblinded": log.unblinded, **log.header}
+        held = all(
+            (line["item_id"], name) in texts for line in log.queue for name in line["systems"]
+        )
+        shown = held and queue.hash_items(queue.fill_queue(log.queue, texts))
+        current = shown == log.header["items_sha256"]
+        sessions.append(who | log.progress() | {"current": current, "torn_bytes": log.torn})
+        for place, (line, said) in enumerate(zip(log.queue, log.items, strict=True)):
+            if current and said["answer"]:
+                row = texts[line["item_id"], line["systems"][0]]
+                first = place if line["repeat_of"] is None else line["repeat_of"]
+                grades.append(who | said | {
+                    "place": place, "first": first, "item_id": line["item_id"],
+                    "system": line["systems"][0], "other": line["systems"][-1],
+                    "source": row["context"], "summary": row["text"],
+                })  # fmt: skip
+    return sessions, pd.DataFrame(grades)
+
+
+def choose_sessions(sessions: Rows, mode: str = "") -> Rows:
+    """Sessions with a grade, the fullest first: people's, or where no person graded, scripts'. One
+    for each assessor (their fullest; of equally full ones the newest) and no adjudications."""
     graded = [
-        (State.replay(log).progress()["graded"], log.header["created"], log)
-        for log in logs
-        if log.header["role"] == "assess" and mode in ("", log.header["mode"])
-    ]
-    ordered = [log for count, _, log in sorted(graded, key=lambda row: row[:2]) if count]
-    people = [log for log in ordered if log.header["assessor_kind"] != SIMULATED]
-    own: dict[str, Log] = {}
-    for log in reversed(people or ordered):
-        own.setdefault(log.header["assessor_id"], log)
-    return list(own.values())
+        row for row in sessions
+        if row["current"] and row["graded"] and row["role"] == "assess"
+        and mode in ("", row["mode"])
+    ]  # fmt: skip
+    people = [row for row in graded if row["assessor_kind"] != SIMULATED]
+    ordered = sorted(people or graded, key=lambda row: (row["graded"], row["created"]))
+    fullest = {row["assessor_id"]: row for row in ordered}
+    return [row for row in reversed(ordered) if row is fullest[row["assessor_id"]]]
 
 
-def _describe_log(log: Log, is_current: bool) -> dict[str, Any]:
-    about = {"session": log.name, "assessor": log.header["assessor"], "current": is_current}
-    return about | State.replay(log).progress() | {"torn_bytes": log.torn}
+def choose_first(grades: pd.DataFrame) -> pd.DataFrame:
+    """What was graded, at its first showing."""
+    return grades[(grades["first"] == grades["place"]) & (grades["answer"] != "skip")]
 
 
-def _hash_grades(logs: list[Log]) -> str:
-    lines = [action.model_dump_json() for log in logs for action in log.actions]
-    return sha256_text("\n".join(lines))
-
-
-# --- grades as a table --------------------------------------------------------------------------
-
-COLUMNS = ["item_id", "system", "is_repeat", "assessor", "verdict"]  # of a table without a grade
-
-
-def tabulate(logs: Sequence[Log]) -> pd.DataFrame:
-    """One row per item that was answered or skipped. Of a pair (mode ab) `system` stands left and
-    `other` right, and `preference` is the answer. `first`: the place where an item came first."""
-    rows = []
-    for log in logs:
-        state = State.replay(log)
-        who = {name: log.header[name] for name in ("assessor", "assessor_kind", "role", "mode")}
-        who |= {"session": log.name, "sealed": not state.unblinded}
-        for place, (line, item) in enumerate(zip(log.queue, state.items, strict=True)):
-            if item.answer:
-                rows.append(who | _list_grade(place, line, item))
-    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
-
-
-def _list_grade(place: int, line: Place, item: ItemState) -> dict[str, Any]:
-    is_repeat = line["repeat_of"] is not None
-    return {
-        "place": place,
-        "is_repeat": is_repeat,
-        "first": line["repeat_of"] if is_repeat else place,
-        "item_id": line["item_id"],
-        "system": line["systems"][0],
-        "other": line["systems"][-1],
-        "verdict": item.answer.verdict,
-        "preference": item.answer.preference,
-        "labels": list(item.labels.values()),
-        "omissions": item.omissions,
-        "note": item.note,
-        "flagged": item.flagged,
-        "skipped": item.skipped,
-        "suggested": bool(item.answer.suggested),
-        "seconds": item.answer.seconds,
-    }
-
-
-def find_settled(logs: Sequence[Log], kind: str) -> pd.Series:
-    """(item id, system) -> the verdict of the last adjudicator of this kind."""
-    judges = [log for log in logs if log.header["role"] == "adjudicate"]
-    judges = [log for log in judges if log.header["assessor_kind"] == kind]
-    verdicts = tabulate(sorted(judges, key=lambda log: log.header["created"]))
-    verdicts = verdicts.dropna(subset="verdict").drop_duplicates(["item_id", "system"], keep="last")
-    return verdicts.set_index(["item_id", "system"])["verdict"]
-
-
-def settle(grades: pd.DataFrame, settled: pd.Series) -> pd.DataFrame:
-    """The grades, an adjudicator's verdict in the place of the assessor's where there is one."""
-    places = pd.MultiIndex.from_frame(grades[["item_id", "system"]])
-    verdicts = pd.Series(settled.reindex(places).to_numpy(), index=grades.index)
-    return grades.assign(verdict=verdicts.fillna(grades["verdict"]))
-
-
-def spread(grades: pd.DataFrame) -> pd.DataFrame:
+def spread(sessions: Rows, grades: pd.DataFrame) -> pd.DataFrame:
     """A row per (item id, system), a column per assessor: verdicts at the first showing."""
-    first = grades[~grades["is_repeat"].astype(bool)].dropna(subset="verdict")
-    return first.pivot(index=["item_id", "system"], columns="assessor", values="verdict")
+    chosen = [row["session"] for row in choose_sessions(sessions, "single")]
+    own = choose_first(grades[grades["session"].isin(chosen)])
+    return own.pivot(index=["item_id", "system"], columns="assessor", values="verdict")
 
 
 def find_disputes(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
@@ -247,45 +171,126 @@ def find_disputes(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
     return verdicts.index[verdicts.nunique(axis=1) > 1].tolist()
 
 
-def read_detector(run: Run) -> pd.DataFrame:
-    """item_id, system, and `called`: what the evaluation's detector said (True: hallucinated)."""
-    rows = read_jsonl(run.require("evaluation/evaluation.jsonl"))
-    found = [(str(row["id"]), row["system"], row["hallucinated"]) for row in rows]
-    return pd.DataFrame(found, columns=["item_id", "system", "called"])
-
-
-# --- adjudication -------------------------------------------------------------------------------
+def settle(first: pd.DataFrame, grades: pd.DataFrame) -> pd.DataFrame:
+    """`first` with `settled`, the verdict of the last adjudicator of its kind, which takes the
+    place of the assessor's where there is one."""
+    kind = grades["assessor_kind"].isin(first["assessor_kind"])
+    judged = choose_first(grades[(grades["role"] == "adjudicate") & kind]).sort_values("created")
+    judged = judged.drop_duplicates(["item_id", "system"], keep="last")
+    judged = judged[["item_id", "system", "verdict"]].rename(columns={"verdict": "settled"})
+    first = first.merge(judged, how="left")
+    return first.assign(verdict=first["settled"].combine_first(first["verdict"]))
 
 
 def open_adjudication(run: Run, recipe: Recipe, assessor: str) -> tuple[Session, Opinions]:
     """Start or continue settling what the assessors of this run disagree on, in the same view, and
     what each said of an item. The systems stay sealed and the assessors are letters.
-
-    Raises SessionError where fewer than two have graded the same summaries, or nothing is disputed.
-    """
-    logs = choose_logs(keep_current(read_logs(run), run), "single")
-    disputes = find_disputes(spread(tabulate(logs)))
+    Raises SessionError where nothing is disputed."""
+    sessions, grades = tabulate(run)
+    chosen = [row["session"] for row in choose_sessions(sessions, "single")]
+    disputes = find_disputes(spread(sessions, grades)) if chosen else []
     if not disputes:
-        raise SessionError(
-            f"{len(logs)} assessor(s) have graded, and no summary has two different verdicts.",
-            "Let a second assessor grade: open_session(run, recipe, assessor=...).",
-        )
+        why = f"{len(chosen)} assessor(s) have graded, and no summary has two different verdicts."
+        raise SessionError(why, "Let a second one grade: open_session(run, recipe, assessor=...).")
     random.Random(f"adjudicate-{recipe.seed}").shuffle(disputes)  # an order that tells nothing
-    queue = [make_place(item, [system]) for item, system in disputes]
+    places = [queue.make_place(item, [system]) for item, system in disputes]
     header = make_header(assessor, recipe.seed, role="adjudicate")
-    session = Session(run.path("assessment"), read_generations(run), queue, header)
-    states = [(log.queue, State.replay(log).items) for log in logs]
+    session = Session(run.path("assessment"), read_generations(run), places, header)
+    first = choose_first(grades).to_dict("records")
+    given = {(row["item_id"], row["system"], row["session"]): row for row in first}
 
-    def find_opinions(item: Item) -> list[tuple[str, ItemState]]:
-        place = session.log.queue[item.place]
-        asked = (place["item_id"], place["systems"])
-        return [
-            (f"Assessor {chr(65 + n)}", state)
-            for n, (queue, items) in enumerate(states)
-            for line, state in zip(queue, items, strict=True)
-            if (line["item_id"], line["systems"]) == asked
-            and line["repeat_of"] is None
-            and state.done
-        ]
+    def find_opinions(item: queue.Item) -> list[tuple[str, dict]]:
+        (system,) = session.log.queue[item.place]["systems"]
+        rows = [given.get((item.item_id, system, name)) for name in chosen]
+        return [(f"Assessor {chr(65 + n)}", row) for n, row in enumerate(rows) if row]
 
     return session, find_opinions
+
+
+def measure_systems(items: pd.DataFrame) -> Iterator[Figure]:
+    """Rates per system. items: a row per evaluated summary; `verdict` of the graded ones, `called`
+    (hallucinated) of those that the detector could judge.
+
+    Unsure grades are counted apart. The detector's rate is corrected by the grades (PPI++); with
+    too few of them, people's rate stands alone.
+    """
+    for system, own in items.groupby("system"):
+        graded = own.dropna(subset="verdict")
+        sure = graded[graded["verdict"] != "unsure"]
+        yield "hallucinated", system, count(sure["verdict"] == "hallucinated", "summaries")
+        yield "unsure", system, count(graded["verdict"] == "unsure", "summaries")
+        both, rest = sure.dropna(subset="called"), own.drop(sure.index).dropna(subset="called")
+        bad = both["verdict"] == "hallucinated"
+        found = rates.correct_by_people(bad, both["called"], rest["called"], "summaries")
+        enough = found is not None and found.method == "PPI++"
+        yield f"detector corrected (PPI++{'' if enough else ': too few grades'})", system, found
+
+
+def measure_sentences(first: pd.DataFrame) -> Iterator[Figure]:
+    """What grades by sentence add, per system; summaries are resampled whole, as sentences of one
+    are not independent. General knowledge is counted apart, never as an error."""
+    for system, own in first[first["labels"].map(len) > 0].groupby("system"):
+        labels = own["labels"].map(lambda by_sentence: list(by_sentence.values())).explode()
+        labels = pd.DataFrame(labels.tolist(), index=labels.index)
+        bad = labels["verdict"] == "hallucinated"
+        wrong, sizes = bad.groupby(level=0).sum(), bad.groupby(level=0).size()
+        yield "hallucinated sentences", system, rates.ratio(wrong, sizes, "sentences")
+        general = labels["verdict"] == "general_knowledge"
+        yield "general knowledge", system, count(general, "sentences")
+        errors = labels[bad].fillna({"type": "without a type"})
+        yield "major", system, count(errors["severity"] == "major", "errors")
+        for name in sorted(set(errors["type"])):
+            yield name, system, count(errors["type"] == name, "errors")
+        yield "something left out", system, count(own["omissions"].map(len) > 0, "summaries")
+
+
+def measure_preferences(first: pd.DataFrame) -> Iterator[Figure]:
+    """Mode ab: the pairs in which each system was preferred, whichever its side."""
+    pairs = first.dropna(subset="preference")
+    better = pairs["system"].where(pairs["preference"] < 0, pairs["other"])
+    better = better.where(pairs["preference"] != 0, "neither")
+    for name in (*queue.SYSTEMS, "neither"):
+        yield "preferred", name, count(better == name, "pairs")
+
+
+def measure_agreement(
+    items: pd.DataFrame, own: pd.DataFrame, verdicts: pd.DataFrame
+) -> Iterator[Figure]:
+    """Agreement and kappa of two raters on the same items: the assessor and the detector where both
+    are definite, the assessor and themselves on repeats, every two assessors; and Krippendorff's
+    alpha of all."""
+    sure = items.dropna(subset=["verdict", "called"]).query("verdict != 'unsure'")
+    said = own.assign(said=own["verdict"].fillna(own["preference"]).astype(str))
+    twice = said[said["first"] != said["place"]].merge(said, left_on="first", right_on="place")
+    pairs = {
+        "assessor and detector": (sure["verdict"] == "hallucinated", sure["called"].astype(bool)),
+        "assessor with themselves": (twice["said_x"], twice["said_y"]),
+    }
+    for names in combinations(verdicts, 2):
+        both = verdicts[[*names]].dropna()
+        pairs[" and ".join(names)] = tuple(both[name] for name in names)
+    for of, (one, other) in pairs.items():
+        if len(one):
+            yield "agreement", of, count(one.to_numpy() == other.to_numpy(), "items")
+            yield "kappa", of, rates.kappa(one.tolist(), other.tolist())
+    shared = verdicts[verdicts.notna().sum(axis=1) > 1]
+    if len(shared):
+        coded = [shared[name].map(CODES).astype(float).to_numpy() for name in shared]
+        value, bounds = rates.alpha(coded), rates.resample(lambda *own: rates.alpha(own), *coded)
+        bounds = (None, None) if isnan(bounds[0]) else bounds
+        found = rates.Rate(value, *bounds, "items", "alpha", n=len(shared))
+        yield "alpha", "all assessors", None if value is None else found
+
+
+def compare_systems(items: pd.DataFrame) -> dict[str, float] | None:
+    """sft against dpo on notes with a definite grade under both; None without such notes."""
+    sure = items[items["verdict"].isin(["supported", "hallucinated"])]
+    wide = sure.pivot(index="item_id", columns="system", values="verdict")
+    wide = wide.reindex(columns=queue.SYSTEMS).dropna() == "hallucinated"
+    return rates.compare_paired(wide["sft"], wide["dpo"]) if len(wide) else None
+
+
+def count(flags: Iterable[bool], unit: str) -> rates.Rate | None:
+    """The share of flags that are set."""
+    flags = list(flags)
+    return rates.rate(sum(flags), len(flags), unit)

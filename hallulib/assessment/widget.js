@@ -1,5 +1,5 @@
 // The browser's half of the widget. Python renders every region as escaped HTML; this file puts it
-// in place, keeps focus and scroll position, and sends back which button or key was pressed.
+// in place, keeps focus and scroll position, and sends back which button was pressed.
 const REGIONS = ["head", "panes", "work", "foot"];
 const PATIENCE_MS = 5000;
 const UNANSWERED = "No answer from the kernel: the last action may not be saved. Run the notebook " +
@@ -41,6 +41,10 @@ function render({ model, el }) {
     const button = event.target.closest("[data-act]");
     if (!button) return;
     if (event.detail > 0) root.focus({ preventScroll: true }); // a mouse: the keys go on working
+    press(button);
+  }
+
+  function press(button) {
     if (button.dataset.focus) focusField(root, button.dataset.focus);
     else send({ act: button.dataset.act });
   }
@@ -56,12 +60,10 @@ function render({ model, el }) {
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const presses = key === "Enter" && event.target.closest("button"); // the button in focus
     const scrolls = key.startsWith("Arrow") && event.target.closest("[data-scroll]");
-    if (presses || scrolls || event.shiftKey || !model.get("shortcuts").includes(key)) return;
+    const button = root.querySelector(`[aria-keyshortcuts="${CSS.escape(key)}"]`);
+    if (presses || scrolls || event.shiftKey || !button) return;
     event.preventDefault();
-    if (event.repeat && !key.startsWith("Arrow")) return;
-    const jump = root.querySelector(`[data-focus][aria-keyshortcuts="${CSS.escape(key)}"]`);
-    if (jump) focusField(root, jump.dataset.focus);
-    else send({ key });
+    if (!event.repeat || key.startsWith("Arrow")) press(button);
   }
 
   // JupyterLab binds single keys on the document. Inside the widget they are the widget's, bound or

@@ -40,7 +40,7 @@ def page(browser, lab, run):
 
 
 def read_events(run):
-    return Log.read(next(run.path("assessment").glob("me-*.events.jsonl"))).actions
+    return Log(next(run.path("assessment").glob("me-*.events.jsonl"))).actions
 
 
 def graded(run):

@@ -55,7 +55,7 @@ def page(browser, served):
 
 
 def events(run):
-    return Log.read(next(run.path("assessment").glob("dana-*.events.jsonl"))).actions
+    return Log(next(run.path("assessment").glob("dana-*.events.jsonl"))).actions
 
 
 def test_an_assessor_grades_by_mouse_and_key_and_sees_no_code(page, served):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.static
 
 ROOT = project_root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TAGS = {"parameters", "setup", "exercise", "solution", "check", "results", "slow"}
+TAGS = {"parameters", "setup", "exercise", "solution", "check", "results", "slow", "assessor"}
 SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
 SHARED = {"recipe": "tiny-cpu", "run_dir": "", "overrides": {}}
 # Home folders and Windows drives; a notebook that names one ran on somebody's machine.

@@ -6,6 +6,7 @@ import pytest
 
 from hallulib.assessment import (
     analyse_assessment,
+    export_assessment,
     judge_by_evaluation,
     open_session,
     simulate_assessment,
@@ -40,18 +41,14 @@ def make_run(tmp_path, notes=12, **changes):
 
 def make_verdict(item, system, text):
     start = text.find(WRONG)
-    statements = [make_statement(RIGHT, 0, "supported", None)]
+    statements = [{"start": 0, "end": len(RIGHT), "verdict": "supported", "error_type": None}]
     if start >= 0:
-        statements.append(make_statement(WRONG, start, "not_in_note", "fabrication"))
+        wrong = {"verdict": "not_in_note", "error_type": "fabrication"}
+        statements.append(wrong | {"start": start, "end": len(text)})
     return {
         "id": item, "system": system, "detector": "facts", "hallucinated": start >= 0,
         "statements": statements, "omissions": ["age"],
     }  # fmt: skip
-
-
-def make_statement(text, start, verdict, error_type):
-    place = {"text": text, "start": start, "end": start + len(text), "kind": "any", "evidence": ""}
-    return place | {"verdict": verdict, "error_type": error_type}
 
 
 def write_evaluation(run, recipe, generations, verdicts):
@@ -85,7 +82,7 @@ def count(result, figure, of):
     return row["k"], row["n"]
 
 
-def test_a_simulated_assessor_without_errors_reproduces_the_detector(tmp_path):
+def test_a_simulated_assessor_without_errors_reproduces_the_detector(tmp_path, capsys):
     recipe, run = make_run(tmp_path)
     graded = simulate(run, recipe)
     result = analyse_assessment(recipe, run)
@@ -97,19 +94,17 @@ def test_a_simulated_assessor_without_errors_reproduces_the_detector(tmp_path):
     assert find(result, "kappa", "assessor and detector")["value"] == 1
     assert summary["graded"] == graded == summary["total"] == 30
     assert count(result, "agreement", "assessor with themselves") == (6, 6)
-
-
-def test_simulated_sentence_grades_point_at_the_invented_sentence(tmp_path):
-    recipe, run = make_run(tmp_path)
-    simulate(run, recipe)
-    with open_session(run, recipe, assessor="simulated") as session:
-        for item, state in zip(session.items, session.state.items, strict=True):
-            wrong = [label for label in state.labels.values() if label.verdict == "hallucinated"]
+    with open_session(run, recipe, assessor="simulated") as session:  # only looked at
+        for item, state in zip(session.items, session.log.items, strict=True):
+            wrong = {s: g for s, g in state["labels"].items() if g["verdict"] == "hallucinated"}
             texts = {sentence.sid: sentence.text for sentence in item.sentences}
             invented = [WRONG] if WRONG in item.summaries[0] else []
-            assert [texts[label.sentence] for label in wrong] == invented
-            assert all(label.type == "fabrication" for label in wrong)
-            assert state.omissions == ["age"]
+            assert [texts[sid] for sid in wrong] == invented
+            assert all(label["type"] == "fabrication" for label in wrong.values())
+            assert state["omissions"] == ["age"]
+    assert analyse_assessment(recipe, run) == result
+    assert "assessment: unchanged" in capsys.readouterr().out
+    assert run.manifest["stages"]["assessment"]["notes"]["assessor_kind"] == "simulated"
 
 
 def test_the_stated_error_rate_shows_in_the_agreement_and_between_repeats(tmp_path):
@@ -127,7 +122,7 @@ def test_a_script_must_not_grade_in_a_persons_session(tmp_path):
     with open_session(run, recipe) as session:
         with pytest.raises(SessionError, match="a script must not grade"):
             simulate_assessment(session, judge_by_evaluation(run))
-        assert not session.state.progress()["graded"]
+        assert not session.log.progress()["graded"]
 
 
 def test_simulated_grades_are_labelled_and_give_way_to_a_persons(tmp_path):
@@ -150,17 +145,6 @@ def test_simulated_grades_are_labelled_and_give_way_to_a_persons(tmp_path):
     assert "28 unfinished" in " ".join(result.sentences())
 
 
-def test_an_analysis_of_unchanged_grades_is_reused(tmp_path, capsys):
-    recipe, run = make_run(tmp_path)
-    simulate(run, recipe)
-    first = analyse_assessment(recipe, run)
-    open_session(run, recipe, assessor="simulated").close()  # only looked at
-    again = analyse_assessment(recipe, run)
-    assert again == first
-    assert "assessment: unchanged" in capsys.readouterr().out
-    assert run.manifest["stages"]["assessment"]["notes"]["assessor_kind"] == "simulated"
-
-
 def test_sessions_about_summaries_generated_anew_are_listed_but_not_counted(tmp_path):
     recipe, run = make_run(tmp_path)
     simulate(run, recipe)
@@ -175,7 +159,7 @@ def test_sessions_about_summaries_generated_anew_are_listed_but_not_counted(tmp_
     assert sorted(s["current"] for s in result.summary["sessions"]) == [False, True]
 
 
-def test_ab_preferences_are_counted_by_system_not_by_side(tmp_path):
+def test_ab_preferences_are_counted_by_system_not_by_side_and_exported(tmp_path):
     recipe, run = make_run(tmp_path, mode="ab", items=12, repeat_share=0)
     simulate(run, recipe)
     result = analyse_assessment(recipe, run)
@@ -183,6 +167,10 @@ def test_ab_preferences_are_counted_by_system_not_by_side(tmp_path):
     assert preferred == {"sft": 0, "dpo": 9, "neither": 3}
     assert "hallucinated" not in set(result.figures["figure"])
     assert "dpo, preferred: 9 of 12 pairs" in " ".join(result.sentences())
+    paths = export_assessment(run)
+    rows = [json.loads(line) for line in paths["grades.jsonl"].open(encoding="utf-8")]
+    assert len(rows) == 12 and sum(row["preference"] == 0 for row in rows) == 3
+    assert paths["label_studio.json"].read_text() == "[]"
 
 
 def test_an_assessment_before_the_evaluation_names_the_notebook(tmp_path):

@@ -8,29 +8,32 @@ import xml.etree.ElementTree as ElementTree
 import pandas as pd
 import pytest
 from test_agreement import WRONG, count, find, make_run, simulate
+from test_session import is_repeat
 
 from hallulib.assessment import (
     AssessmentWidget,
     analyse_assessment,
     export_assessment,
-    judge_by_evaluation,
     open_adjudication,
     open_session,
-    simulate_assessment,
 )
-from hallulib.assessment.figures import measure_systems
+from hallulib.assessment.analyse import measure_systems
 from hallulib.assessment.log import ERROR_TYPES
 from hallulib.errors import SessionError
 
 pytestmark = pytest.mark.unit
 
 
-def grade_all(run, recipe, assessor, wrong_on=()):
-    """Grade what is right as right, except on the given items."""
+def is_wrong(item):
+    return WRONG in item.summaries[0]
+
+
+def grade_all(run, recipe, assessor, judge=lambda session, item: is_wrong(item)):
+    """Grade all items by a rule; without one, what is right as right."""
     with open_session(run, recipe, assessor) as session:
         while item := session.current:
-            bad = (WRONG in item.summaries[0]) != (item.item_id in wrong_on)
-            session.act("grade", verdict="hallucinated" if bad else "supported")
+            verdict = "hallucinated" if judge(session, item) else "supported"
+            session.act("grade", verdict=verdict)
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def graded(tmp_path):
     """A run that "Ann" and "=Bo" graded; they differ on both summaries of two notes."""
     recipe, run = make_run(tmp_path, repeat_share=0)
     grade_all(run, recipe, "Ann")
-    grade_all(run, recipe, "=Bo", wrong_on=("n1", "n2"))
+    grade_all(run, recipe, "=Bo", lambda _, item: (item.item_id in ("n1", "n2")) != is_wrong(item))
     return recipe, run
 
 
@@ -58,10 +61,8 @@ def test_assessors_are_compared_on_what_both_graded_whatever_their_order(graded)
 def test_what_is_said_of_a_repeated_item_counts_only_against_oneself(tmp_path):
     recipe, run = make_run(tmp_path)
     grade_all(run, recipe, "Ann")
-    with open_session(run, recipe, "Bo") as session:
-        while item := session.current:
-            bad = (WRONG in item.summaries[0]) != item.is_repeat  # another mind at every repeat
-            session.act("grade", verdict="hallucinated" if bad else "supported")
+    # Bo is of another mind at every repeat
+    grade_all(run, recipe, "Bo", lambda session, item: is_wrong(item) != is_repeat(session, item))
     result = analyse_assessment(recipe, run)  # of Bo, the newest of equally full ones
     assert result.summary["disputed"] == 0
     assert count(result, "agreement", "Ann and Bo") == (24, 24)
@@ -72,9 +73,7 @@ def test_what_is_said_of_a_repeated_item_counts_only_against_oneself(tmp_path):
 def test_kappa_without_variation_is_undefined_not_nan_and_not_one(tmp_path):
     recipe, run = make_run(tmp_path, notes=2)
     for assessor in ("Ann", "Bo"):
-        with open_session(run, recipe, assessor) as session:
-            while session.current:
-                session.act("grade", verdict="supported")
+        grade_all(run, recipe, assessor, lambda session, item: False)
     row = find(analyse_assessment(recipe, run), "kappa", "Ann and Bo")
     assert row["text"] == "undefined (no variation)" and row.get("value") is None
 
@@ -102,7 +101,7 @@ def test_disputes_are_settled_in_the_same_view_and_without_names(graded):
     for hidden in ("Ann", "=Bo", "sft", "dpo"):
         assert hidden not in shown
     while session.current:
-        widget.press_key("2")
+        widget.press("verdict_hallucinated")
     session.close()
     result = analyse_assessment(recipe, run)
     assert result.summary["adjudicated"] == 4 and result.summary["assessor"] in ("Ann", "=Bo")
@@ -113,10 +112,8 @@ def test_disputes_are_settled_in_the_same_view_and_without_names(graded):
 def test_what_is_settled_twice_counts_once_and_leaves_the_agreement_with_oneself_alone(tmp_path):
     recipe, run = make_run(tmp_path)
     grade_all(run, recipe, "Ann")
-    with open_session(run, recipe, "Bo") as session:  # differs on n1, and from themselves
-        while item := session.current:
-            bad = (item.item_id == "n1") != item.is_repeat
-            session.act("grade", verdict="hallucinated" if bad else "supported")
+    # Bo differs on n1, and from themselves
+    grade_all(run, recipe, "Bo", lambda s, item: (item.item_id == "n1") != is_repeat(s, item))
     before = count(analyse_assessment(recipe, run), "agreement", "assessor with themselves")
     assert before == (0, 6)
     for judge, verdict in (("Chris", "supported"), ("Dan", "hallucinated")):
@@ -133,6 +130,8 @@ def test_what_is_settled_twice_counts_once_and_leaves_the_agreement_with_oneself
 
 def test_adjudication_is_refused_where_nothing_is_in_dispute(tmp_path):
     recipe, run = make_run(tmp_path)
+    with pytest.raises(SessionError, match="0 assessor"):
+        open_adjudication(run, recipe, "Chris")
     grade_all(run, recipe, "Ann")
     with pytest.raises(SessionError, match="no summary has two different verdicts"):
         open_adjudication(run, recipe, "Chris")
@@ -207,26 +206,12 @@ def test_sentences_are_rated_apart_from_summaries_and_general_knowledge_apart_fr
     with open_session(run, recipe, "Ann") as session:
         widget = AssessmentWidget(session)
         for _ in widget.sentences:
-            widget.press_key("4")
-        widget.press_key("Enter")
+            widget.press("verdict_general_knowledge")
+        widget.press("go_save")
     rows = analyse_assessment(recipe, run).summary["figures"]
     found = {row["figure"]: row for row in rows}
     assert found["general knowledge"]["value"] == 1
     assert found["hallucinated sentences"]["k"] == found["hallucinated"]["k"] == 0
-
-
-def prefer_all(tmp_path):
-    recipe, run = make_run(tmp_path, mode="ab", items=12, repeat_share=0)
-    with open_session(run, recipe, "simulated") as session:
-        simulate_assessment(session, judge_by_evaluation(run), 0.0)
-    return run
-
-
-def test_preferences_stand_in_the_table(tmp_path):
-    paths = export_assessment(prefer_all(tmp_path))
-    rows = [json.loads(line) for line in paths["grades.jsonl"].open(encoding="utf-8")]
-    assert len(rows) == 12 and sum(row["preference"] == 0 for row in rows) == 3
-    assert paths["label_studio.json"].read_text() == "[]"
 
 
 def test_the_detector_is_corrected_by_enough_grades_and_not_by_too_few():
