@@ -23,10 +23,8 @@ _MEASURES: dict[str, Callable[..., float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A text of which people have said whether it is hallucinated against its source.
-
-    `group` is the document it belongs to: intervals resample groups.
-    """
+    """A text of which people have said whether it is hallucinated against its source, and the
+    document (`group`) it belongs to."""
 
     source: Source
     text: str
@@ -44,7 +42,7 @@ def measure_detector(detector: Detector, cases: Iterable[Case], unit: str) -> di
     for case in cases:
         judged = detector.judge(case.source, case.text)
         calls.append((case.hallucinated, judged.hallucinated, judged.score, case.group))
-    return _summarise(calls, unit) | {"detector": detector.name, "truth": "people"}
+    return {"detector": detector.name, "truth": "people"} | _summarise(calls, unit)
 
 
 def measure_judge(
@@ -55,13 +53,13 @@ def measure_judge(
 ) -> dict[str, Any]:
     """Hold a detector against a better one on (source, summary) rows.
 
-    unit "statement": each statement of the truth, matched by overlapping text; it is called wrong
-    if any statement of the judge that overlaps it is wrong. unit "summary": the whole summary.
+    unit "statement": each statement of the truth, called wrong if any statement of the judge that
+    overlaps it is wrong. unit "summary": the whole summary.
 
-    Returns {unit, n, tp, fp, tn, fn, unmatched, detector, truth} and the rates sensitivity,
-    specificity (Wilson), balanced_accuracy, mcc and auroc (bootstrap over groups) as dicts of a
-    Rate; None where one is not defined, as without a positive. unmatched: units that one side
-    could not read; they are counted, and in no rate. Raises DataError when nothing is compared.
+    Returns {detector, truth, unit, n, tp, fp, tn, fn, unmatched: units that one side could not read
+    and that are in no rate} and the rates sensitivity, specificity (Wilson), balanced_accuracy, mcc
+    and auroc (bootstrap over groups) as dicts of a Rate; None where one is not defined, as without
+    a positive. Raises DataError when nothing is compared.
     """
     calls: list[_Call] = []
     for source, summary in rows:
@@ -74,12 +72,11 @@ def measure_judge(
             part = Judgement(over, [], judged.detector)
             wrong = None if true.verdict == "unparsed" else true.is_error
             calls.append((wrong, part.hallucinated, part.score, source.text))
-    names = {"detector": detector.name, "truth": truth_detector.name}
-    return _summarise(calls, unit) | names
+    return {"detector": detector.name, "truth": truth_detector.name} | _summarise(calls, unit)
 
 
 def _summarise(calls: list[_Call], unit: str) -> dict[str, Any]:
-    read = [call for call in calls if call[0] is not None and call[1] is not None]
+    read = [call for call in calls if None not in call[:2]]
     if not read:
         raise DataError(
             "the judge was not compared with anything: no row gave a verdict by both detectors",
@@ -111,7 +108,7 @@ def _bootstrap(calls: list[_Call], unit: str) -> dict[str, Rate | None]:
     rates = {}
     for name, measure in _MEASURES.items():
         found = [measure(wrong[rows], called[rows], score[rows]) for rows in draws] or [np.nan]
-        low, high = np.quantile(found, [0.025, 0.975])
+        bounds = map(float, np.quantile(found, [0.025, 0.975]))
         value = float(measure(wrong, called, score))
-        rates[name] = Rate(value, float(low), float(high), unit, "group bootstrap")
+        rates[name] = Rate(value, *bounds, unit, "group bootstrap")
     return rates
