@@ -76,18 +76,6 @@ def _draw(
     axis.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=label or None)
 
 
-def plot_sft_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss (training and validation) and token accuracy over the steps of sft/metrics.jsonl."""
-    figure, (left, right) = new_figure(2)
-    _draw(left, rows, "loss", BLUE, "-", "training")
-    _draw(left, rows, "eval_loss", ORANGE, "--", "validation")
-    left.set(xlabel="step", ylabel="loss (nats per token)")
-    left.legend()
-    _draw(right, rows, "eval_token_accuracy", ORANGE, "--")
-    right.set(xlabel="step", ylabel="token accuracy (validation)")
-    return finish(figure, "Supervised fine-tuning")
-
-
 def plot_dpo_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Validation loss, rewards and margin over the steps of dpo/metrics.jsonl."""
     figure, (left, middle, right) = new_figure(3)

@@ -61,7 +61,6 @@ class Judgement:
 
     @property
     def errors(self) -> int:
-        """Number of statements that are contradicted or not in the note."""
         return sum(statement.is_error for statement in self.statements)
 
     @property
@@ -81,8 +80,8 @@ class Judgement:
 
     @property
     def score(self) -> float | None:
-        """How sure it is that a statement is wrong, 0 to 1: one minus the chance that none is, were
-        they independent. It ranks summaries; None when nothing could be judged."""
+        """How sure it is that a statement is wrong, were they independent, 0 to 1: it ranks
+        summaries. None when nothing could be judged."""
         readable = [s for s in self.statements if s.verdict != "unparsed"]
         scores = [float(s.is_error) if s.score is None else s.score for s in readable]
         return 1 - prod(1 - score for score in scores) if scores else None
@@ -98,12 +97,8 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class NoisyJudge:
-    """Flips a detector's verdicts per statement, as a human or model judge errs, on top of the
-    detector's own errors: shares of supported statements called wrong, and of wrong ones let pass.
-
-    A flip depends only on (seed, source, statement): judging twice gives the same answer whatever
-    the order.
-    """
+    """A detector that errs more, as people do: shares of supported statements called wrong and of
+    wrong ones let pass. A flip depends on (seed, source, statement) alone, in whatever order."""
 
     detector: Detector
     false_positive_rate: float

@@ -30,10 +30,9 @@ Span = tuple[int, int]
 
 
 class NliDetector:
-    """Judges each sentence of a summary; supported is what the model holds for likely (above 0.5).
+    """Judges each sentence of a summary; supported is what the model holds for likely (0.5).
 
-    name_or_path: a folder, or a hub id, with "@revision" if you pin one (do). Raises HallulibError
-    when it cannot be loaded or its labels do not say what they mean.
+    name_or_path: a folder, or a hub id, with "@revision" if you pin one (do).
     """
 
     def __init__(self, name_or_path: str, device: str = "cpu") -> None:

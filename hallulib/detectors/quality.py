@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef, roc_auc_score
@@ -21,14 +20,13 @@ _MEASURES: dict[str, Callable[..., float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A text of which people have said whether it is hallucinated against its source, and the
-    document (`group`) it belongs to."""
+class Case(NamedTuple):
+    """A text of which one knows whether it is hallucinated against its source (None: unknown), and
+    the document (`group`) it belongs to."""
 
     source: Source
     text: str
-    hallucinated: bool
+    hallucinated: bool | None
     group: str
 
 
@@ -46,15 +44,10 @@ def measure_detector(detector: Detector, cases: Iterable[Case], unit: str) -> di
 
 
 def measure_judge(
-    detector: Detector,
-    rows: Iterable[tuple[Source, str]],
-    truth_detector: Detector,
-    unit: str = "statement",
+    detector: Detector, rows: Iterable[tuple[Source, str]], truth_detector: Detector
 ) -> dict[str, Any]:
-    """Hold a detector against a better one on (source, summary) rows.
-
-    unit "statement": each statement of the truth, called wrong if any statement of the judge that
-    overlaps it is wrong. unit "summary": the whole summary.
+    """Hold a detector against a better one on (source, summary) rows, by statements of the better:
+    one is called wrong if any statement of the detector that overlaps it is wrong.
 
     Returns {detector, truth, unit, n, tp, fp, tn, fn, unmatched: units that one side could not read
     and that are in no rate} and the rates sensitivity, specificity (Wilson), balanced_accuracy, mcc
@@ -63,16 +56,14 @@ def measure_judge(
     """
     calls: list[_Call] = []
     for source, summary in rows:
-        judged, truth = detector.judge(source, summary), truth_detector.judge(source, summary)
-        if unit == "summary":
-            calls.append((truth.hallucinated, judged.hallucinated, judged.score, source.text))
-            continue
-        for true in truth.statements:
+        judged = detector.judge(source, summary)
+        for true in truth_detector.judge(source, summary).statements:
             over = [s for s in judged.statements if s.start < true.end and true.start < s.end]
             part = Judgement(over, [], judged.detector)
             wrong = None if true.verdict == "unparsed" else true.is_error
             calls.append((wrong, part.hallucinated, part.score, source.text))
-    return {"detector": detector.name, "truth": truth_detector.name} | _summarise(calls, unit)
+    names = {"detector": detector.name, "truth": truth_detector.name}
+    return names | _summarise(calls, "statement")
 
 
 def _summarise(calls: list[_Call], unit: str) -> dict[str, Any]:

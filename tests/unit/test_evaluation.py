@@ -83,12 +83,6 @@ def test_the_primary_rate_counts_answered_summaries_and_null_is_never_false():
     assert [r["hallucinated"] for r in records[-3:]] == [None] * 3
 
 
-def test_a_system_that_never_answers_has_no_rate_instead_of_a_good_one():
-    figures = summarise(make_records("x", ["empty"] * 5))
-    assert figures["hallucination_rate"] is None and figures["interval"] == [None, None]
-    assert figures["omission_rate"] == 1.0
-
-
 def test_omissions_are_the_share_of_stated_facts_that_the_summary_lacks():
     records = make_records("x", ["short"] * 10 + ["clean"] * 10)
     stated = sum(len(note.facts) for note in NOTES[:20])
@@ -114,8 +108,10 @@ def test_no_error_in_a_few_summaries_does_not_mean_a_rate_of_exactly_zero():
     assert (rate["value"], rate["low"]) == (0, 0)
     assert rate["high"] == pytest.approx(0.138, abs=5e-4)  # Wilson of 0 in 24 documents
     assert rate["method"] == "Wilson over documents"
-    silent = summarise(make_records("x", ["empty"] * 24))["rates"]["omission_rate"]
-    assert (silent["value"], silent["high"]) == (1, 1) and silent["low"] < 0.9
+    silent = summarise(make_records("x", ["empty"] * 24))
+    assert silent["hallucination_rate"] is None and silent["interval"] == [None, None]
+    omitted = silent["rates"]["omission_rate"]
+    assert (omitted["value"], omitted["high"]) == (1, 1) and omitted["low"] < 0.9
 
 
 def test_two_systems_are_joined_by_id_whatever_their_order():
@@ -145,9 +141,8 @@ def test_systems_on_different_items_are_not_compared():
 def test_the_comparisons_are_declared_and_each_arm_meets_sft_and_dpo():
     systems = ("base", "sft", "dpo", "arm")
     summary = build_summary([r for name in systems for r in make_records(name, ["clean"] * 3)])
-    assert [(c["a"], c["b"]) for c in summary["comparisons"]] == [
-        ("base", "sft"), ("sft", "dpo"), ("sft", "arm"), ("arm", "dpo"),
-    ]  # fmt: skip
+    found = [f"{c['a']} {c['b']}" for c in summary["comparisons"]]
+    assert found == ["base sft", "sft dpo", "sft arm", "arm dpo"]
     assert list(summary["systems"]) == list(systems)
 
 
@@ -178,12 +173,9 @@ def test_cochrans_q_of_two_systems_is_mcnemars_chi_square_and_of_equal_ones_noth
 
 def test_style_groups_are_reported_apart():
     groups = ["seen"] * 6 + ["held_out"] * 6
-    by_style = build_summary(make_records("sft", ["clean"] * 6 + ["invents"] * 6, groups))[
-        "by_style"
-    ]
-    assert {style: found["sft"]["hallucinated"] for style, found in by_style.items()} == {
-        "seen": 0, "held_out": 6,
-    }  # fmt: skip
+    summary = build_summary(make_records("sft", ["clean"] * 6 + ["invents"] * 6, groups))
+    wrong = {style: found["sft"]["hallucinated"] for style, found in summary["by_style"].items()}
+    assert wrong == {"seen": 0, "held_out": 6}
 
 
 # --- guardrails and sentences ---------------------------------------------------------------
@@ -286,21 +278,14 @@ def test_a_verdict_of_another_text_is_refused():
 # --- degenerate text ------------------------------------------------------------------------
 
 
-ODD = {
-    "empty": "",
-    "blank": " \n\t ",
-    "one word": "Smoking",
-    "endless": "Smoking: 90 pack-years. " * 60,
-    "endless noise": "ba ba ba. " * 200,
-    "other script": "Курит. 患者は喫煙者です。 المريض مدخن",
-    "no sentence": "," * 500,
-}
+ODD = ["", " \n\t ", "Smoking", "Smoking: 90 pack-years. " * 60, "ba ba ba. " * 200,
+       "Курит. 患者は喫煙者です。 المريض مدخن", "," * 500]  # fmt: skip
 
 
 @pytest.mark.parametrize("detector", ["facts", "entities"])
-@pytest.mark.parametrize("name", ODD)
-def test_no_rate_counts_more_than_there_is_whatever_the_model_writes(name, detector):
-    records = make_records("base", [ODD[name]] * 5 + ["clean"], detector=detector)
+@pytest.mark.parametrize("text", ODD, ids=lambda text: repr(text[:9]))
+def test_no_rate_counts_more_than_there_is_whatever_the_model_writes(text, detector):
+    records = make_records("base", [text] * 5 + ["clean"], detector=detector)
     figures = summarise(records)
     for rate in filter(None, figures["rates"].values()):
         assert 0 <= rate["k"] <= rate["n"] and 0 <= rate["low"] <= rate["high"] <= 1

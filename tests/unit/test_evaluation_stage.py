@@ -17,14 +17,13 @@ from hallulib.clinic.notes import make_notes
 from hallulib.data import prepare_data
 from hallulib.data.schema import read_rows
 from hallulib.detectors import Source, get_detector
-from hallulib.errors import DataError, MissingArtifact, RecipeError
+from hallulib.errors import DataError, RecipeError
 from hallulib.evaluation import (
     PRIMARY,
     build_summary,
     change_on_item,
     evaluate,
     evaluate_systems,
-    load_evaluation_result,
     make_record,
     outputs,
     result_sentences,
@@ -279,13 +278,6 @@ def test_a_detector_that_cannot_judge_the_data_says_so_before_generating(tmp_pat
     with pytest.raises(DataError, match="fact table"):
         evaluate_systems(recipe, run)
     assert not run.checkpoint_dir("evaluation", recipe).exists()
-
-
-def test_an_evaluation_that_was_not_run_names_its_notebook(tmp_path, model_dir):
-    recipe = load_recipe("tiny-cpu", {"model.name_or_path": str(model_dir)})
-    run = Run.open(tmp_path / "run", recipe)
-    with pytest.raises(MissingArtifact, match="06_evaluation"):
-        load_evaluation_result(run)
 
 
 def test_a_smaller_evaluation_takes_items_of_each_style_group_in_turn():

@@ -58,7 +58,8 @@ def test_no_part_of_a_note_is_longer_than_the_model_reads_and_none_is_lost(detec
     for note in (unbroken, LONG_NOTE.lower() + " " + unbroken, ". ".join(sentences)):
         read = []
         hook = detector.model.register_forward_pre_hook(
-            lambda _, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True  # noqa: B023
+            lambda _, args, inputs: read.append(inputs["input_ids"]),
+            with_kwargs=True,  # noqa: B023
         )
         judge(detector, note, "Aspirin.")
         hook.remove()

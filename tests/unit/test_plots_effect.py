@@ -15,6 +15,7 @@ from effect_by_pair_origin import plot_effect_by_origin  # noqa: E402
 
 pytestmark = pytest.mark.unit
 
+
 @pytest.fixture(scope="module")
 def effect():
     return pd.read_csv(BENCHMARKS / "effect_by_pair_origin.csv")

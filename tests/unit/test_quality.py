@@ -45,9 +45,9 @@ def test_measuring_a_judge_fills_each_cell_of_the_table():
     quality = measure_judge(FixedJudge("abc"), rows, FixedJudge("ad"))
     assert [quality[k] for k in ("tp", "fp", "fn", "tn")] == [1, 2, 1, 2]
     assert quality["sensitivity"]["value"] == 0.5
-    whole = measure_judge(FixedJudge(""), rows, FixedJudge("a"), unit="summary")
-    assert [whole[k] for k in ("tp", "fp", "fn", "tn")] == [0, 0, 1, 0]
-    assert whole["specificity"] is None and whole["auroc"] is None
+    missed = measure_judge(FixedJudge(""), [(Source("n"), "a")], FixedJudge("a"))
+    assert [missed[k] for k in ("tp", "fp", "fn", "tn")] == [0, 0, 1, 0]
+    assert missed["specificity"] is None and missed["auroc"] is None
     with pytest.raises(DataError, match="not compared"):
         measure_judge(FixedJudge(""), [], FixedJudge(""))
 
