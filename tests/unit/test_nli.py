@@ -54,12 +54,11 @@ def test_a_long_note_is_read_in_parts_and_the_evidence_is_the_sentence_that_says
 
 def test_no_part_of_a_note_is_longer_than_the_model_reads_and_none_is_lost(detector):
     unbroken = " ".join(WORDS[place * place % 5] for place in range(30))
-    sentences = [f"no {WORDS[place % 6]}" for place in range(12)]
+    sentences, read = [f"no {WORDS[place % 6]}" for place in range(12)], []
     for note in (unbroken, LONG_NOTE.lower() + " " + unbroken, ". ".join(sentences)):
-        read = []
+        read.clear()
         hook = detector.model.register_forward_pre_hook(
-            lambda _, args, inputs: read.append(inputs["input_ids"]),
-            with_kwargs=True,  # noqa: B023
+            lambda _, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True
         )
         judge(detector, note, "Aspirin.")
         hook.remove()
