@@ -19,7 +19,7 @@ from cases import read_medec_cases, read_mts_cases
 
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference
-from hallulib.detectors import Source, get_detector, measure_detector, measure_judge
+from hallulib.detectors import Case, Source, get_detector, measure_detector, measure_judge
 from hallulib.files import display_path, resolve_path
 
 HERE = Path(__file__).parent
@@ -36,9 +36,10 @@ def measure_all() -> dict[str, dict[str, Any]]:
         (Source(n.text, n.facts | {"distractors": n.distractors}), write_reference(n, 11, 0.72))
         for n in notes
     ]
-    for unit in ("statement", "summary"):
-        name = f"clinic world, references against the exact checker, {unit}"
-        found[name] = measure_judge(rules, rows, get_detector("facts"), unit)
+    exact, name = get_detector("facts"), "clinic world, references against the exact checker"
+    cases = [Case(*row, exact.judge(*row).hallucinated, row[0].text) for row in rows]
+    found[f"{name}, statement"] = measure_judge(rules, rows, exact)
+    found[f"{name}, summary"] = measure_detector(rules, cases, "summary")
     if MEDEC.is_file():
         medec, _ = read_medec_cases(MEDEC)
         found["MEDEC, wrong and corrected sentences"] = measure_detector(rules, medec, "sentence")

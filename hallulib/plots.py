@@ -44,22 +44,6 @@ def finish(figure: Figure, title: str = "") -> Figure:
     return figure
 
 
-def plot_token_histogram(audit: Mapping[str, Any], split: str = "train") -> Figure:
-    """Tokens per row of a split of audit.json: prompt, reference (the chosen side), rejected side
-    where there is one, and prompt + reference, against max_length."""
-    figure, (axis,) = new_figure(height=3.6)
-    histogram = audit["splits"][split]["histogram"]
-    names = [("prompt", BLUE, "-"), ("reference", ORANGE, "-")]
-    names += [("rejected", RED, ":")] if sum(histogram["rejected"]) else []
-    for name, colour, line in [*names, ("total", GREY, "-")]:
-        axis.stairs(histogram[name], histogram["edges"], color=colour, linestyle=line, linewidth=2,
-                    fill=name in ("prompt", "reference"), alpha=0.75, label=name)  # fmt: skip
-    axis.axvline(audit["max_length"], color=RED, linestyle="--", label="max_length")
-    axis.set(xlabel="tokens (the last bar holds all longer rows)", ylabel="rows")
-    axis.legend()
-    return finish(figure, f"How long the {split} rows are")
-
-
 def plot_memory_strategies(
     strategies: Mapping[str, Mapping[str, float]], card_gb: float, title: str
 ) -> Figure:
@@ -82,41 +66,6 @@ def plot_memory_strategies(
     return finish(figure, title)
 
 
-def plot_reference_logps(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
-    """Distribution over pairs of the reference log-probability of both completions (nats).
-
-    The axes span the middle 98 %: one odd completion would squeeze all others into a bin. What lies
-    beyond is counted in the outermost bins.
-    """
-    figure, (left, right) = new_figure(2)
-    low, high = np.percentile([*chosen, *rejected], [1, 99])
-    bins = np.linspace(low, high, 31)
-    left.hist(np.clip(chosen, low, high), bins, color=GREEN, alpha=0.65, label="chosen")
-    left.hist(np.clip(rejected, low, high), bins, color=RED, histtype="step", linewidth=2,
-              label="rejected")  # fmt: skip
-    left.set(xlabel="log-probability of the completion (nats)", ylabel="pairs")
-    left.legend()
-    gaps = np.asarray(chosen) - np.asarray(rejected)
-    right.hist(np.clip(gaps, *np.percentile(gaps, [1, 99])), 30, color=BLUE)
-    right.axvline(0, color=GREY)
-    right.set(xlabel="chosen minus rejected (nats)", ylabel="pairs")
-    return finish(figure, "What the reference thinks of each completion")
-
-
-def plot_pair_errors(chosen: Sequence[int], rejected: Sequence[int]) -> Figure:
-    """Errors the judge saw per chosen and per rejected summary."""
-    figure, (axis,) = new_figure(height=3.4)
-    values = np.arange(max([*chosen, *rejected, 1]) + 1)
-    for errors, shift, colour, label in (
-        (chosen, -0.2, GREEN, "chosen"), (rejected, 0.2, RED, "rejected")
-    ):  # fmt: skip
-        counts = [list(errors).count(value) for value in values]
-        axis.bar(values + shift, counts, 0.38, color=colour, label=label)
-    axis.set(xlabel="errors the judge saw", ylabel="summaries", xticks=values)
-    axis.legend()
-    return finish(figure, "What the judge kept and what it turned down")
-
-
 def _draw(
     axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str, line: str, label: str = ""
 ) -> None:
@@ -125,18 +74,6 @@ def _draw(
     steps, values = [row["step"] for row in kept], [row[key] for row in kept]
     marker = "o" if key.startswith(("eval", "guardrail")) else None
     axis.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=label or None)
-
-
-def plot_sft_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss (training and validation) and token accuracy over the steps of sft/metrics.jsonl."""
-    figure, (left, right) = new_figure(2)
-    _draw(left, rows, "loss", BLUE, "-", "training")
-    _draw(left, rows, "eval_loss", ORANGE, "--", "validation")
-    left.set(xlabel="step", ylabel="loss (nats per token)")
-    left.legend()
-    _draw(right, rows, "eval_token_accuracy", ORANGE, "--")
-    right.set(xlabel="step", ylabel="token accuracy (validation)")
-    return finish(figure, "Supervised fine-tuning")
 
 
 def plot_dpo_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:

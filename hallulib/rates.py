@@ -13,20 +13,16 @@ from math import ceil, sqrt
 import krippendorff
 import numpy as np
 from scipy.stats import binom, fisher_exact, norm
-from statsmodels.stats.contingency_tables import cochrans_q, mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 Z = float(norm.ppf(0.975))  # every interval of this course is a 95 % interval
+FEWEST_GRADED, FEWEST_OF_EACH = 40, 5  # below these the normal interval of PPI++ is too narrow
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A number with its interval and unit: it never travels without them.
-
-    `k` of `n` is None for a value that is no count (an overlap, kappa, a corrected rate), and the
-    bounds are None where too little varies to give any.
-    """
+    """A number with its interval and unit. `k` of `n` is None for a value that is no count (an
+    overlap, kappa); the bounds are None where too little varies to give any."""
 
     value: float
     low: float | None
@@ -40,8 +36,8 @@ class Rate:
         return asdict(self)
 
     def __str__(self) -> str:
-        """'6 of 10 summaries (60 %, 31-83 %)'; without counts '60 % (31-83 %)'; what is no share
-        (kappa) '0.37 (0.10 to 0.60)'."""
+        """'6 of 10 summaries (60 %, 31-83 %)', without counts '60 % (31-83 %)', and of what is no
+        share (kappa) '0.37 (0.10 to 0.60)'."""
         if self.low is None or self.high is None:
             return f"{self.value:.2f} (too little varies for an interval)"
         if self.method in ("kappa", "alpha"):
@@ -72,7 +68,7 @@ def rate(k: int, n: int, unit: str) -> Rate | None:
     if not n:
         return None
     low, high = proportion_confint(k, n, method="wilson")
-    return Rate(k / n, float(low), float(high), unit, "Wilson", int(k), int(n))
+    return Rate(float(k / n), float(low), float(high), unit, "Wilson", int(k), int(n))
 
 
 def ratio(tops: Sequence[int], bottoms: Sequence[int], unit: str, seed: int = 0) -> Rate | None:
@@ -87,11 +83,11 @@ def ratio(tops: Sequence[int], bottoms: Sequence[int], unit: str, seed: int = 0)
         raise ValueError(f"more {unit} were counted than there are")
     if not n:
         return None
-    low, high, method = *resample_ratio(top, bottom, seed), "bootstrap over documents"
     if k in (0, n):
         bound = rate(documents if k else 0, documents, unit)
-        low, high, method = bound.low, bound.high, "Wilson over documents"
-    return Rate(k / n, low, high, unit, method, k, n)
+        return Rate(k / n, bound.low, bound.high, unit, "Wilson over documents", k, n)
+    bounds = resample_ratio(top, bottom, seed)
+    return Rate(k / n, *bounds, unit, "bootstrap over documents", k, n)
 
 
 def resample_ratio(tops: Sequence, bottoms: Sequence, seed: int = 0) -> tuple[float, float]:
@@ -102,10 +98,8 @@ def resample_ratio(tops: Sequence, bottoms: Sequence, seed: int = 0) -> tuple[fl
 def resample(
     measure: Callable[..., float], *columns: Sequence, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of `measure(*columns)`, drawing rows with replacement.
-
-    NaN bounds where too little varies: more than one resample in twenty is undefined.
-    """
+    """Percentile interval of `measure(*columns)`, drawing rows with replacement; NaN bounds where
+    too little varies: more than one resample in twenty is undefined."""
     rng, columns = np.random.default_rng(seed), [np.asarray(column) for column in columns]
     draws = rng.integers(0, len(columns[0]), (1000, len(columns[0])))
     found = np.array([measure(*(column[rows] for column in columns)) for rows in draws], float)
@@ -115,11 +109,11 @@ def resample(
 
 
 def compare_paired(before: Sequence[bool], after: Sequence[bool]) -> dict[str, float]:
-    """Two systems on the same items: {n, b, c, difference, low, high, p, p_mid}.
+    """Two systems on the same items: {n, b: wrong only before, c: wrong only after, difference:
+    (b - c) / n, low, high, p, p_mid}.
 
-    b: wrong only before (fixed); c: wrong only after (broken). difference = (b - c) / n, positive
-    when `after` is better, with Bonett & Price's interval (2012). p is exact McNemar, p_mid its
-    mid-p (Fagerland et al. 2013). Raises ValueError for lists of unequal length, or empty ones.
+    The interval is Bonett & Price's (2012); p is exact McNemar, p_mid its mid-p (Fagerland et al.
+    2013). Raises ValueError for lists of unequal length, or empty ones.
     """
     pairs = list(zip(map(bool, before), map(bool, after), strict=True))
     if not pairs:
@@ -127,51 +121,41 @@ def compare_paired(before: Sequence[bool], after: Sequence[bool]) -> dict[str, f
     n, b, c = len(pairs), pairs.count((True, False)), pairs.count((False, True))
     p_b, p_c = (b + 1) / (n + 2), (c + 1) / (n + 2)
     half = Z * sqrt((p_b + p_c - (p_b - p_c) ** 2) / (n + 2))
-    p = float(mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0
-    point = float(binom.pmf(min(b, c), b + c, 0.5)) if b != c else 0.0
+    p, p_mid = map(float, _test_mcnemar(b, b + c))
     return {
         "n": n, "b": b, "c": c, "difference": (b - c) / n,
         "low": max(-1.0, p_b - p_c - half), "high": min(1.0, p_b - p_c + half),
-        "p": p, "p_mid": p - point,
+        "p": p, "p_mid": p_mid,
     }  # fmt: skip
 
 
-def compare_unpaired(k1: int, n1: int, k2: int, n2: int) -> dict[str, float]:
-    """Rates on different items: {difference, low, high, p}, positive when the second is better.
+def _test_mcnemar(b: int | np.ndarray, changed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The exact p and the mid-p where b of the `changed` items changed to the better."""
+    least = np.minimum(b, changed - b)
+    p = np.minimum(1.0, 2 * binom.cdf(least, changed, 0.5))
+    return p, p - binom.pmf(least, changed, 0.5) * (2 * least != changed)
 
-    Newcombe's interval (1998) and Fisher's exact p. Where the items are the same, `compare_paired`
-    sees more and asks for less.
-    """
+
+def compare_unpaired(k1: int, n1: int, k2: int, n2: int) -> dict[str, float]:
+    """Rates on different items: {difference, low, high, p}, positive when the second is better,
+    with Newcombe's interval (1998) and Fisher's exact p. On the same items `compare_paired` sees
+    more."""
     low, high = confint_proportions_2indep(k1, n1, k2, n2, method="newcomb", compare="diff")
     p = float(fisher_exact([[k1, n1 - k1], [k2, n2 - k2]]).pvalue)
     return {"difference": k1 / n1 - k2 / n2, "low": float(low), "high": float(high), "p": p}
 
 
-def compare_all(outcomes: Sequence[Sequence[bool]]) -> tuple[float, float]:
-    """Cochran's Q and its p: do systems (rows) differ at all on the same items (columns)?"""
-    table = np.array(outcomes, dtype=int)
-    if (table == table[0]).all():
-        return 0.0, 1.0  # every item is the same under all systems
-    found = cochrans_q(table.T)
-    return float(found.statistic), float(found.pvalue)
-
-
-def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """The p values as they count when all of them were looked at (Holm 1979)."""
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
-
-
 def kappa(first: Sequence, second: Sequence) -> Rate | None:
-    """Cohen's kappa (1960) of two raters on the same items; None where no grade varies (0/0)."""
-    if len(first) != len(second):
-        raise ValueError(f"need two equally long lists: {len(first)}, {len(second)}")
+    """Cohen's kappa (1960) of two raters on the same items; None where no grade varies (0/0).
+    Raises ValueError for lists of unequal length."""
+    pairs = list(zip(first, second, strict=True))
     names = {grade: place for place, grade in enumerate({*first, *second})}
     if len(names) < 2:
         return None
-    coded = [np.array([names[grade] for grade in side]) for side in (first, second)]
+    coded = np.array([[names[a], names[b]] for a, b in pairs]).T
     bounds = resample(_measure_kappa, *coded)
     bounds = (None, None) if np.isnan(bounds[0]) else bounds
-    return Rate(_measure_kappa(*coded), *bounds, "items", "kappa", n=len(first))
+    return Rate(_measure_kappa(*coded), *bounds, "items", "kappa", n=len(pairs))
 
 
 def _measure_kappa(first: np.ndarray, second: np.ndarray) -> float:
@@ -183,8 +167,8 @@ def _measure_kappa(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def alpha(raters: Sequence[Sequence[float]]) -> float | None:
-    """Krippendorff's nominal alpha of two or more raters, one row each; NaN where one did not grade
-    an item. None where no grade of the items that two of them graded varies."""
+    """Krippendorff's nominal alpha of two or more raters, one row each, NaN where one did not grade
+    an item; None where no grade of the items that two of them graded varies."""
     grades = np.array(raters, float)
     shared = grades[:, (~np.isnan(grades)).sum(axis=0) > 1]
     if len(np.unique(shared[~np.isnan(shared)])) < 2:
@@ -192,17 +176,14 @@ def alpha(raters: Sequence[Sequence[float]]) -> float | None:
     return float(krippendorff.alpha(grades, level_of_measurement="nominal"))
 
 
-FEWEST_GRADED, FEWEST_OF_EACH = 40, 5  # below these the normal interval of PPI++ is too narrow
-
-
 def correct_by_people(
     graded: Sequence[bool], verdicts: Sequence[bool], others: Sequence[bool], unit: str
 ) -> Rate | None:
     """A detector's rate corrected by people's grades (PPI++); with too few, people's own rate.
 
-    graded, verdicts: both of the same items, a random sample drawn before anybody saw a verdict;
-    others: verdicts on items nobody graded. After training a detector errs otherwise than before:
-    each system needs grades of its own.
+    graded, verdicts: of the same items, drawn at random before anybody saw a verdict; others:
+    verdicts on items nobody graded. Each system needs grades of its own: after training a detector
+    errs otherwise than before.
     """
     bad = sum(map(bool, graded))
     enough = len(graded) >= FEWEST_GRADED and min(bad, len(graded) - bad) >= FEWEST_OF_EACH
@@ -215,14 +196,10 @@ def correct_by_people(
 def correct_mean(
     graded: Sequence[float], verdicts: Sequence[float], others: Sequence[float]
 ) -> tuple[float, float, float]:
-    """(value, low, high): the mean of people's grades, sharpened by a detector's verdicts.
-
-    PPI++ (Angelopoulos et al. 2023) with the weight of the detector tuned; for before and after
-    give differences of the same items. Raises ValueError for lists of unequal length.
-    """
+    """(value, low, high): the mean of people's grades, sharpened by a detector's verdicts (PPI++,
+    Angelopoulos et al. 2023, the detector's weight tuned). For before and after give differences
+    of the same items."""
     y, f, rest = (np.asarray(part, float) for part in (graded, verdicts, others))
-    if len(y) != len(f):
-        raise ValueError(f"need a verdict for each grade: {len(y)}, {len(f)}")
     spread = np.concatenate([f, rest]).var(ddof=1)
     raw = np.cov(y, f)[0, 1] / ((1 + len(y) / len(rest)) * spread) if spread else 0.0
     weight = float(np.clip(raw, 0, 1))
@@ -246,12 +223,9 @@ def paired_power(
     total = 0.0
     for changed in range(1, n + 1):
         b = np.arange(changed + 1)
-        least = np.minimum(b, changed - b)
-        p = np.minimum(1.0, 2 * binom.cdf(least, changed, 0.5))
-        if mid_p:
-            p = p - binom.pmf(least, changed, 0.5) * (2 * least != changed)
-        seen = binom.pmf(b, changed, fixed / (fixed + broken))[p < 0.05].sum()
-        total += binom.pmf(changed, n, fixed + broken) * seen
+        seen = _test_mcnemar(b, changed)[mid_p] < 0.05
+        share = binom.pmf(b, changed, fixed / (fixed + broken))[seen].sum()
+        total += binom.pmf(changed, n, fixed + broken) * share
     return float(total)
 
 

@@ -5,14 +5,7 @@
 
 from __future__ import annotations
 
-from hallulib.detectors.base import (
-    ERROR_VERDICTS,
-    Detector,
-    Judgement,
-    NoisyJudge,
-    Source,
-    StatementVerdict,
-)
+from hallulib.detectors.base import Detector, Judgement, NoisyJudge, Source, StatementVerdict
 from hallulib.detectors.edits import choose_edits, find_edits
 from hallulib.detectors.entities import EntitiesDetector
 from hallulib.detectors.facts import FactsDetector
@@ -21,16 +14,16 @@ from hallulib.detectors.tokens import find_sentences
 from hallulib.errors import RecipeError
 
 __all__ = [
-    "ERROR_VERDICTS", "Case", "Detector", "FactsDetector", "Judgement", "NoisyJudge", "Source",
-    "StatementVerdict", "choose_edits", "find_edits", "find_sentences", "get_detector",
-    "measure_detector", "measure_judge",
+    "Case", "Detector", "FactsDetector", "Judgement", "NoisyJudge", "Source", "StatementVerdict",
+    "choose_edits", "find_edits", "find_sentences", "get_detector", "measure_detector",
+    "measure_judge",
 ]  # fmt: skip
 
 
-def get_detector(name: str, **options: object) -> Detector:
-    """Return the detector facts, entities or nli; options go to the constructor of nli.
+def get_detector(name: str, **options: str) -> Detector:
+    """The detector facts, entities or nli; options (name_or_path, device) go to that of nli.
 
-    Raises RecipeError for an unknown name, naming those there are.
+    Raises RecipeError for an unknown name.
     """
     if name == "nli":
         from hallulib.detectors.nli import NliDetector
@@ -38,7 +31,5 @@ def get_detector(name: str, **options: object) -> Detector:
         return NliDetector(**options)
     detectors = {"facts": FactsDetector, "entities": EntitiesDetector}
     if name not in detectors:
-        raise RecipeError(
-            f"there is no detector called {name!r}", "use one of: facts, entities, nli"
-        )
+        raise RecipeError(f"there is no detector {name!r}", "use one of: facts, entities, nli")
     return detectors[name]()

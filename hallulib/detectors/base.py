@@ -7,10 +7,7 @@ from hashlib import sha256
 from math import prod
 from typing import Literal, Protocol
 
-from hallulib.errors import RecipeError
-
 Verdict = Literal["supported", "contradicted", "not_in_note", "unparsed"]
-ERROR_VERDICTS = ("contradicted", "not_in_note")
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,9 @@ class Source:
 class StatementVerdict:
     """One statement of a summary: `summary[start:end] == text`.
 
-    `error_type` follows the taxonomy (fabrication, negation, detail, causality, contextual,
-    other) and is None unless the verdict is an error. `evidence` is what the source says on it, in
-    words; `evidence_spans` are the places (start, end) of `Source.text` where it says so. `score`
-    is how unsupported the statement is, from 0 to 1 (None: this detector only says yes or no).
+    `error_type` (fabrication, negation, detail, causality, contextual, other) is None unless it is
+    an error. `evidence`: what the source says on it, in words; `evidence_spans`: where, in
+    `Source.text`. `score`: how unsupported it is, 0 to 1 (None: the detector says yes or no).
     """
 
     text: str
@@ -43,7 +39,7 @@ class StatementVerdict:
 
     @property
     def is_error(self) -> bool:
-        return self.verdict in ERROR_VERDICTS
+        return self.verdict in ("contradicted", "not_in_note")
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -65,7 +61,6 @@ class Judgement:
 
     @property
     def errors(self) -> int:
-        """Number of statements that are contradicted or not in the note."""
         return sum(statement.is_error for statement in self.statements)
 
     @property
@@ -85,50 +80,34 @@ class Judgement:
 
     @property
     def score(self) -> float | None:
-        """How sure it is that a statement is wrong, 0 to 1: one minus the chance that none is, were
-        they independent. It ranks summaries; None when nothing could be judged."""
-        if not self.answered:
-            return None
+        """How sure it is that a statement is wrong, were they independent, 0 to 1: it ranks
+        summaries. None when nothing could be judged."""
         readable = [s for s in self.statements if s.verdict != "unparsed"]
         scores = [float(s.is_error) if s.score is None else s.score for s in readable]
-        return 1 - prod(1 - score for score in scores)
+        return 1 - prod(1 - score for score in scores) if scores else None
 
 
 class Detector(Protocol):
-    """Anything with a name that judges a summary against its source."""
+    """Anything with a name that judges a summary against its source, statement by statement."""
 
     name: str
 
-    def judge(self, source: Source, summary: str) -> Judgement:
-        """Return one verdict per statement of `summary`."""
-        ...
+    def judge(self, source: Source, summary: str) -> Judgement: ...
 
 
+@dataclass(frozen=True)
 class NoisyJudge:
-    """Flips a detector's verdicts per statement, as a human or model judge errs.
+    """A detector that errs more, as people do: shares of supported statements called wrong and of
+    wrong ones let pass. A flip depends on (seed, source, statement) alone, in whatever order."""
 
-    false_positive_rate: share of supported statements it calls not in the note.
-    false_negative_rate: share of wrong statements it lets pass. Both come on top of the wrapped
-    detector's own errors. A flip depends only on (seed, source, statement), so judging twice gives
-    the same answer whatever the order.
-    """
+    detector: Detector
+    false_positive_rate: float
+    false_negative_rate: float
+    seed: int = 0
 
-    def __init__(
-        self,
-        detector: Detector,
-        false_positive_rate: float,
-        false_negative_rate: float,
-        seed: int = 0,
-    ) -> None:
-        for rate in (false_positive_rate, false_negative_rate):
-            if not 0 <= rate < 1:
-                raise RecipeError(
-                    f"an error rate of a judge is {rate}", "give a share from 0 up to 1 (0.05)"
-                )
-        self.detector, self.seed = detector, seed
-        self.false_positive_rate = false_positive_rate
-        self.false_negative_rate = false_negative_rate
-        self.name = f"{detector.name}+noise"
+    @property
+    def name(self) -> str:
+        return f"{self.detector.name}+noise"
 
     def judge(self, source: Source, summary: str) -> Judgement:
         judged = self.detector.judge(source, summary)
@@ -137,15 +116,10 @@ class NoisyJudge:
 
     def _flip(self, source: Source, said: StatementVerdict) -> StatementVerdict:
         rate = self.false_negative_rate if said.is_error else self.false_positive_rate
-        drawn = _draw_uniform(self.seed, source.text, said.text, said.start)
+        parts = "\x1f".join(map(str, (self.seed, source.text, said.text, said.start)))
+        drawn = int.from_bytes(sha256(parts.encode()).digest()[:7], "big") / 2**56  # 0 to 1
         if said.verdict == "unparsed" or drawn >= rate:
             return said
         if said.is_error:
             return replace(said, verdict="supported", error_type=None, score=None)
         return replace(said, verdict="not_in_note", error_type="other", score=None)
-
-
-def _draw_uniform(*parts: object) -> float:
-    """A number in [0, 1) that depends on its arguments only (sha256), on every machine."""
-    digest = sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56

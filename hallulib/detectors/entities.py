@@ -1,10 +1,9 @@
 """A rule-based detector for any English clinical text: numbers, sides, negations, terms, words.
 
-It reads the two texts and nothing else. A statement is supported when its numbers (with their
-units), its sides, its terms (drugs, conditions, organisms, procedures) and its other content words
-stand in the note with the same polarity. It cannot know that an illness belongs to a relative or
-that a drug was stopped, and it takes a paraphrase for an invention: its errors are natural ones,
-and `measure_judge` measures them.
+A statement is supported when its numbers (with their units), sides, terms (drugs, conditions,
+organisms, procedures) and other content words stand in the note with the same polarity. The rules
+cannot know that an illness is a relative's or that a drug was stopped, and take a paraphrase for
+an invention: their errors are natural ones, and `measure_judge` measures them.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ _RULE_SCORE, _WORD_SCORE = 0.9, 0.7  # how sure: a broken rule or a missing term
 _LONG_CLAUSE = 4  # content words from which a clause may hold a paraphrase, and then
 _TOLERANCE = 0.25  # the share of them that may be missing from the note
 _Found = tuple[str, str | None, str]  # verdict, error type, why
+_Tokens = list[Token]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,7 @@ class _NoteIndex:
 
 
 class EntitiesDetector:
-    """Judges each clause of a summary by its numbers, sides, negations and content words.
-
-    Of four or more content words a quarter may be missing from the note; numbers and medical terms
-    are never forgiven.
-    """
+    """Judges each clause of a summary by its numbers, sides, negations and content words."""
 
     name = "entities"
 
@@ -54,18 +50,15 @@ class EntitiesDetector:
 
 
 def _judge_clause(
-    note: _NoteIndex, summary: str, tokens: list[Token], heading: list[Token]
+    note: _NoteIndex, summary: str, tokens: _Tokens, heading: _Tokens
 ) -> StatementVerdict:
     start, end = tokens[0].start, max(token.end for token in tokens)
     numbers = [t for t in tokens if t.is_number]
     words = [t for t in tokens if not t.is_number and t.text not in EMPTY_STEMS]
     if not numbers and not words:
         words = heading or tokens
-    broken = (
-        _find_opposite(note, words)
-        or _find_wrong_number(note, numbers, words)
-        or _find_wrong_polarity(note, words)
-    )
+    broken = _find_opposite(note, words) or _find_wrong_number(note, numbers, words)
+    broken = broken or _find_wrong_polarity(note, words)
     found, score = (broken, _RULE_SCORE) if broken else _find_missing(note, words)
     verdict, error_type, why = found
     place = _find_evidence(note, tokens)
@@ -76,9 +69,9 @@ def _judge_clause(
     )  # fmt: skip
 
 
-def _find_missing(note: _NoteIndex, words: list[Token]) -> tuple[_Found, float]:
-    """Words that the note lacks. A term is never forgiven; of other words of a long clause a share
-    is, for it may be a paraphrase."""
+def _find_missing(note: _NoteIndex, words: _Tokens) -> tuple[_Found, float]:
+    """Words that the note lacks, and how sure that is. A term is never forgiven; of other words a
+    share is in a long clause, for it may be a paraphrase."""
     missing = [t.text for t in words if t.text not in note.polarities]
     terms = [word for word in missing if name_term(word)]
     allowed = int(_TOLERANCE * len(words)) if len(words) >= _LONG_CLAUSE else 0
@@ -89,7 +82,7 @@ def _find_missing(note: _NoteIndex, words: list[Token]) -> tuple[_Found, float]:
     return ("not_in_note", "fabrication", why), _RULE_SCORE if terms else score
 
 
-def _find_opposite(note: _NoteIndex, words: list[Token]) -> _Found | None:
+def _find_opposite(note: _NoteIndex, words: _Tokens) -> _Found | None:
     """A side or sex that the note has only the other way round."""
     for token in words:
         other = WORDS["opposites"].get(token.text)
@@ -98,9 +91,7 @@ def _find_opposite(note: _NoteIndex, words: list[Token]) -> _Found | None:
     return None
 
 
-def _find_wrong_number(
-    note: _NoteIndex, numbers: list[Token], words: list[Token]
-) -> _Found | None:
+def _find_wrong_number(note: _NoteIndex, numbers: _Tokens, words: _Tokens) -> _Found | None:
     """A number that the note lacks, or has only far from every word of this clause."""
     around = set().union(*(note.sentences_of.get(t.text, set()) for t in words))
     around |= {line + 1 for line in around}  # the answer to a question stands in the next line
@@ -113,7 +104,7 @@ def _find_wrong_number(
     return None
 
 
-def _find_wrong_polarity(note: _NoteIndex, words: list[Token]) -> _Found | None:
+def _find_wrong_polarity(note: _NoteIndex, words: _Tokens) -> _Found | None:
     """A finding that the note only denies, or denies one that the note only states."""
     for token in words:
         stated = note.polarities.get(token.text)
@@ -123,7 +114,7 @@ def _find_wrong_polarity(note: _NoteIndex, words: list[Token]) -> _Found | None:
     return None
 
 
-def _name_kind(numbers: list[Token], tokens: list[Token]) -> str:
+def _name_kind(numbers: _Tokens, tokens: _Tokens) -> str:
     """What the statement is about: its number, else its side, negation or kind of term."""
     units = {token.text.partition(" ")[2] for token in numbers}
     if units & _DOSE_UNITS:
@@ -140,14 +131,10 @@ def _name_kind(numbers: list[Token], tokens: list[Token]) -> str:
     return next(filter(None, map(name_term, (t.text for t in tokens))), "finding")
 
 
-def _find_evidence(note: _NoteIndex, tokens: list[Token]) -> tuple[int, int] | None:
+def _find_evidence(note: _NoteIndex, tokens: _Tokens) -> tuple[int, int] | None:
     """Where the note's sentence stands that shares most items with the statement, if one does."""
-    votes = Counter(
-        line
-        for token in tokens
-        if token.text not in EMPTY_STEMS
-        for line in note.sentences_of.get(token.text, ())
-    )
+    items = [token.text for token in tokens if token.text not in EMPTY_STEMS]
+    votes = Counter(line for item in items for line in note.sentences_of.get(item, ()))
     best = min(votes, key=lambda line: (-votes[line], line), default=None)
     return None if best is None else note.spans[best]
 
@@ -166,12 +153,9 @@ def _index_note(text: str) -> _NoteIndex:
     return _NoteIndex(text, dict(polarities), dict(sentences_of), spans)
 
 
-def _split_clauses(summary: str) -> list[tuple[list[Token], list[Token]]]:
-    """Return (tokens, tokens of the heading) of each clause with something to check.
-
-    The negation of "denies fever and chills" is found on the sentence, so it reaches both clauses.
-    A heading ("Allergies: ...") belongs to its first clause and is judged only if it stands alone.
-    """
+def _split_clauses(summary: str) -> list[tuple[_Tokens, _Tokens]]:
+    """(tokens, tokens of the heading) of each clause. A negation is found on the whole sentence and
+    reaches both of "denies fever and chills"; a heading is judged only if it stands alone."""
     clauses = []
     for start, end in find_sentences(summary):
         sentence = summary[start:end]
@@ -185,20 +169,19 @@ def _split_clauses(summary: str) -> list[tuple[list[Token], list[Token]]]:
     return clauses
 
 
-def _cut(tokens: list[Token], breaks: list[int]) -> list[list[Token]]:
+def _cut(tokens: _Tokens, breaks: list[int]) -> list[_Tokens]:
     """Cut tokens at the break positions; a piece without content joins its neighbour."""
-    pieces: list[list[Token]] = []
+    pieces: list[_Tokens] = []
     for token in tokens:
-        new = not pieces or any(pieces[-1][-1].end <= at <= token.start for at in breaks)
-        if new and (not pieces or _has_content(pieces[-1])):
-            pieces.append([token])
-        else:
-            pieces[-1].append(token)
+        cut = pieces and any(pieces[-1][-1].end <= at <= token.start for at in breaks)
+        if not pieces or (cut and _has_content(pieces[-1])):
+            pieces.append([])
+        pieces[-1].append(token)
     if len(pieces) > 1 and not _has_content(pieces[-1]):
         last = pieces.pop()
         pieces[-1] += last
     return pieces
 
 
-def _has_content(tokens: list[Token]) -> bool:
+def _has_content(tokens: _Tokens) -> bool:
     return any(token.is_number or token.text not in EMPTY_STEMS for token in tokens)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hallulib.detectors.base import Judgement, Source, StatementVerdict
 from hallulib.detectors.tokens import find_sentences
-from hallulib.errors import HallulibError, RecipeError
+from hallulib.errors import HallulibError
 from hallulib.files import resolve_path
 
 # what checkpoints call their labels, in lower case and letters only
@@ -30,26 +30,21 @@ Span = tuple[int, int]
 
 
 class NliDetector:
-    """Judges each sentence of a summary with an entailment model.
+    """Judges each sentence of a summary; supported is what the model holds for likely (0.5).
 
-    name_or_path: a folder, or a hub id, with "@revision" if you pin one (do). threshold: the
-    probability of entailment from which a sentence counts as supported. Raises HallulibError when
-    it cannot be loaded or has no meaning for its labels.
+    name_or_path: a folder, or a hub id, with "@revision" if you pin one (do).
     """
 
-    def __init__(self, name_or_path: str, threshold: float = 0.5, device: str = "cpu") -> None:
-        if not 0 < threshold < 1:
-            raise RecipeError(f"the threshold is {threshold}", "give one between 0 and 1 (0.5)")
+    def __init__(self, name_or_path: str, device: str = "cpu") -> None:
         self.model, self.tokenizer, shown = _load(name_or_path, device)
-        self.name, self.threshold = f"nli:{shown}", threshold
-        self.labels = read_label_order(self.model.config.id2label)
+        self.name, self.labels = f"nli:{shown}", read_label_order(self.model.config.id2label)
         positions = getattr(self.model.config, "max_position_embeddings", _LONGEST)
         # RoBERTa counts positions from its padding index on, so two of them are not for use.
         self.longest = min(_LONGEST, positions - 2, self.tokenizer.model_max_length)
 
     def judge(self, source: Source, summary: str) -> Judgement:
         note, spans = source.text, find_sentences(summary)
-        sizes = {s: len(self._read_offsets(summary[slice(*s)])) for s in spans}
+        sizes = {span: len(self._read_offsets(summary[slice(*span)])) for span in spans}
         # Half of what fits is for the note; a "sentence" beyond is no sentence, and not judged.
         short = [span for span in spans if sizes[span] < self.longest / 2]
         room = self.longest - max((sizes[span] for span in short), default=0) - 4
@@ -72,9 +67,9 @@ class NliDetector:
             return "unparsed", None, "the model gave no probability"
         best = {meaning: float(found[:, label].max()) for meaning, label in self.labels.items()}
         score = 1 - best["support"]
-        if best["support"] >= self.threshold:
+        if best["support"] >= 0.5:
             verdict, error_type, label = "supported", None, self.labels["support"]
-        elif best.get("contradiction", 0) > max(0.5, best["support"]):
+        elif best.get("contradiction", 0) > 0.5:
             verdict, error_type, label = "contradicted", "other", self.labels["contradiction"]
         else:
             return "not_in_note", "fabrication", "", (), score
@@ -83,9 +78,7 @@ class NliDetector:
 
     def _narrow(self, note: str, text: str, part: Span, label: int) -> Span:
         """The one sentence of a part of the note that says most of what the part says."""
-        inside = [s for s in find_sentences(note) if part[0] <= s[0] and s[1] <= part[1]]
-        if len(inside) < 2:
-            return part
+        inside = [s for s in find_sentences(note) if part[0] <= s[0] and s[1] <= part[1]] or [part]
         scores = self._classify([(note[start:end], text) for start, end in inside])[:, label]
         return inside[int(scores.nan_to_num(0).argmax())]
 
@@ -111,19 +104,17 @@ class NliDetector:
 
 
 def _cut_note(note: str, tokens: list[Span], room: int) -> list[Span]:
-    """Cut a note into parts of at most `room` tokens, before a sentence where one begins in reach;
+    """Parts of a note of at most `room` tokens, made of whole sentences where these are shorter;
     the last sentence of a part also begins the next one."""
-    ends = [end for _, end in tokens]
-    firsts = sorted({bisect_right(ends, start) for start, _ in find_sentences(note)})
-    parts, i = [], firsts[0] if firsts else len(tokens)
-    while i < len(tokens):
-        stop = min(i + room, len(tokens))
-        reached = [first for first in firsts if i < first <= stop]
-        end = reached[-1] if reached and stop < len(tokens) else stop
-        text = note[tokens[i][0] : tokens[end - 1][1]].rstrip(" .!?;\n")
-        parts.append((tokens[i][0], tokens[i][0] + len(text)))
-        again = [first for first in reached if first < end]
-        i = again[-1] if again and stop < len(tokens) else end
+    ends, pieces = [end for _, end in tokens], []
+    for start, end in find_sentences(note):
+        stop = min(bisect_right(ends, end - 1) + 1, len(tokens))
+        pieces += [(i, min(i + room, stop)) for i in range(bisect_right(ends, start), stop, room)]
+    parts, first, last = [], 0, -1
+    while last + 1 < len(pieces):
+        last = max(j for j, (_, stop) in enumerate(pieces) if stop - pieces[first][0] <= room)
+        parts.append((tokens[pieces[first][0]][0], ends[pieces[last][1] - 1]))
+        first = max(first + 1, last)
     return parts
 
 
@@ -133,41 +124,31 @@ def read_label_order(id2label: dict[int, str]) -> dict[str, int]:
     The order differs between checkpoints, so it is read, never assumed. Raises HallulibError for
     labels like LABEL_0, which say nothing.
     """
-    found: dict[str, list[int]] = {meaning: [] for meaning in _LABELS}
-    for place, label in id2label.items():
-        plain = re.sub("[^a-z]", "", label.lower())
-        for meaning, names in _LABELS.items():
-            if plain in names.split():
-                found[meaning].append(int(place))
-    if len(found["support"]) != 1 or sum(map(len, found.values())) != len(id2label):
+    meanings = {name: meaning for meaning, names in _LABELS.items() for name in names.split()}
+    labels = {int(i): re.sub("[^a-z]", "", label.lower()) for i, label in id2label.items()}
+    said = [meanings.get(label, "") for label in labels.values()]
+    if "" in said or said.count("support") != 1:
         raise HallulibError(
             f"the labels {list(id2label.values())} do not say which one means 'supported'",
             'write what the model\'s card says into "id2label" of its config.json, with the names '
             "entailment, neutral and contradiction (or entailment and not_entailment)",
         )
-    return {
-        meaning: places[0] for meaning, places in found.items() if places and meaning != "other"
-    }
+    return {meaning: i for i, meaning in zip(labels, said, strict=True) if meaning != "other"}
 
 
 def _load(name_or_path: str, device: str) -> tuple:
     """(model, tokenizer, a name without the path of somebody's machine)."""
-    if not name_or_path:
-        raise HallulibError(
-            "the nli detector has no model",
-            "set evaluation.nli_model to a folder or a hub id[@revision]",
-        )
-    folder = resolve_path(name_or_path)
     name, _, revision = name_or_path.partition("@")
-    where, shown = {"revision": revision or "main"}, name_or_path
-    if folder.is_dir():
-        name, where, shown = str(folder), {}, folder.name
+    folder, shown = resolve_path(name_or_path), name_or_path
+    if name and folder.is_dir():
+        name, shown = str(folder), folder.name
+    where = {"revision": revision or "main"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         model = AutoModelForSequenceClassification.from_pretrained(name, **where)
     except (OSError, ValueError, ImportError) as error:
         raise HallulibError(
             f"the entailment model '{shown}' cannot be loaded: {str(error).splitlines()[0]}",
-            "check evaluation.nli_model: a folder, or a hub id and the network",
+            "set evaluation.nli_model to a folder, or to a hub id[@revision] (check the network)",
         ) from error
     return model.to(device).eval(), tokenizer, shown

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef, roc_auc_score
@@ -21,16 +20,13 @@ _MEASURES: dict[str, Callable[..., float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A text of which people have said whether it is hallucinated against its source.
-
-    `group` is the document it belongs to: intervals resample groups.
-    """
+class Case(NamedTuple):
+    """A text of which one knows whether it is hallucinated against its source (None: unknown), and
+    the document (`group`) it belongs to."""
 
     source: Source
     text: str
-    hallucinated: bool
+    hallucinated: bool | None
     group: str
 
 
@@ -44,42 +40,34 @@ def measure_detector(detector: Detector, cases: Iterable[Case], unit: str) -> di
     for case in cases:
         judged = detector.judge(case.source, case.text)
         calls.append((case.hallucinated, judged.hallucinated, judged.score, case.group))
-    return _summarise(calls, unit) | {"detector": detector.name, "truth": "people"}
+    return {"detector": detector.name, "truth": "people"} | _summarise(calls, unit)
 
 
 def measure_judge(
-    detector: Detector,
-    rows: Iterable[tuple[Source, str]],
-    truth_detector: Detector,
-    unit: str = "statement",
+    detector: Detector, rows: Iterable[tuple[Source, str]], truth_detector: Detector
 ) -> dict[str, Any]:
-    """Hold a detector against a better one on (source, summary) rows.
+    """Hold a detector against a better one on (source, summary) rows, by statements of the better:
+    one is called wrong if any statement of the detector that overlaps it is wrong.
 
-    unit "statement": each statement of the truth, matched by overlapping text; it is called wrong
-    if any statement of the judge that overlaps it is wrong. unit "summary": the whole summary.
-
-    Returns {unit, n, tp, fp, tn, fn, unmatched, detector, truth} and the rates sensitivity,
-    specificity (Wilson), balanced_accuracy, mcc and auroc (bootstrap over groups) as dicts of a
-    Rate; None where one is not defined, as without a positive. unmatched: units that one side
-    could not read; they are counted, and in no rate. Raises DataError when nothing is compared.
+    Returns {detector, truth, unit, n, tp, fp, tn, fn, unmatched: units that one side could not read
+    and that are in no rate} and the rates sensitivity, specificity (Wilson), balanced_accuracy, mcc
+    and auroc (bootstrap over groups) as dicts of a Rate; None where one is not defined, as without
+    a positive. Raises DataError when nothing is compared.
     """
     calls: list[_Call] = []
     for source, summary in rows:
-        judged, truth = detector.judge(source, summary), truth_detector.judge(source, summary)
-        if unit == "summary":
-            calls.append((truth.hallucinated, judged.hallucinated, judged.score, source.text))
-            continue
-        for true in truth.statements:
+        judged = detector.judge(source, summary)
+        for true in truth_detector.judge(source, summary).statements:
             over = [s for s in judged.statements if s.start < true.end and true.start < s.end]
             part = Judgement(over, [], judged.detector)
             wrong = None if true.verdict == "unparsed" else true.is_error
             calls.append((wrong, part.hallucinated, part.score, source.text))
     names = {"detector": detector.name, "truth": truth_detector.name}
-    return _summarise(calls, unit) | names
+    return names | _summarise(calls, "statement")
 
 
 def _summarise(calls: list[_Call], unit: str) -> dict[str, Any]:
-    read = [call for call in calls if call[0] is not None and call[1] is not None]
+    read = [call for call in calls if None not in call[:2]]
     if not read:
         raise DataError(
             "the judge was not compared with anything: no row gave a verdict by both detectors",
@@ -111,7 +99,7 @@ def _bootstrap(calls: list[_Call], unit: str) -> dict[str, Rate | None]:
     rates = {}
     for name, measure in _MEASURES.items():
         found = [measure(wrong[rows], called[rows], score[rows]) for rows in draws] or [np.nan]
-        low, high = np.quantile(found, [0.025, 0.975])
+        bounds = map(float, np.quantile(found, [0.025, 0.975]))
         value = float(measure(wrong, called, score))
-        rates[name] = Rate(value, float(low), float(high), unit, "group bootstrap")
+        rates[name] = Rate(value, *bounds, unit, "group bootstrap")
     return rates

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hallulib.detectors.lexicon import EXPANSIONS, NUMBER_WORDS, TENS, UNITS, WORDS, stem
+from hallulib.detectors.lexicon import EXPANSIONS, UNITS, WORDS, stem
 
-EMPTY_STEMS = frozenset(stem(word) for word in WORDS["empty"].split())
+EMPTY_STEMS = frozenset(map(stem, WORDS["empty"].split()))
 _NEGATIONS = frozenset(WORDS["negations"].split())
 _NEGATION_ENDS = frozenset(WORDS["negation_ends"].split())
 # a full stop ends a sentence unless it follows a title or stands inside a number
@@ -23,8 +23,7 @@ _PHRASES = [(re.compile(p, re.IGNORECASE), word) for p, word in [
 
 @dataclass(frozen=True)
 class Token:
-    """A number with its unit ("10 mg"), or the stem of a word, where it stands, and whether a
-    negation covers it."""
+    """A number with its unit ("10 mg"), or the stem of a word, and where it stands."""
 
     text: str
     start: int
@@ -48,7 +47,7 @@ def find_sentences(text: str, blank: bool = False) -> list[tuple[int, int]]:
 
 
 def read_tokens(sentence: str, offset: int = 0) -> list[Token]:
-    """Read the numbers (with units) and word stems of one sentence; positions count from `offset`.
+    """The numbers (with units) and word stems of one sentence; positions count from `offset`.
 
     Number words become digits, abbreviations are spelled out, and each token knows whether a
     negation covers it (NegEx, Chapman et al. 2001, in its simplest form).
@@ -87,23 +86,21 @@ def _split(sentence: str) -> list[tuple[str, int, int]]:
 
 
 def _read_number(raw: list[tuple[str, int, int]], i: int) -> tuple[str, int]:
-    """Return (number with unit, raw tokens used), or ("", 0) where no number starts at i."""
-    text, used = raw[i][0], 1
-    following = _next_word(raw, i)
+    """(number with unit, raw tokens used), or ("", 0) where no number starts at i."""
+    text, used, following = raw[i][0], 1, _next_word(raw, i)
+    ones, tens = WORDS["numbers"], WORDS["tens"]
     if text[0].isdigit():
         value = _clean_digits(text)
-    elif text in TENS and 0 < NUMBER_WORDS.get(following, 0) < 10:
-        value, used = str(TENS[text] + NUMBER_WORDS[following]), 2
-    elif text in TENS or text in NUMBER_WORDS:
-        value = str(TENS.get(text, NUMBER_WORDS.get(text, 0)))
+    elif text in tens and 0 < ones.get(following, 0) < 10:
+        value, used = str(tens[text] + ones[following]), 2
+    elif text in tens or text in ones:
+        value = str(tens[text] if text in tens else ones[text])
         if value == "1" and following not in UNITS:  # "one of the", "no one": not a quantity
             return "", 0
     else:
         return "", 0
     unit = _next_word(raw, i + used - 1)
-    if unit in UNITS:
-        return f"{value} {UNITS[unit]}", used + 1
-    return value, used
+    return (f"{value} {UNITS[unit]}", used + 1) if unit in UNITS else (value, used)
 
 
 def _next_word(raw: list[tuple[str, int, int]], i: int) -> str:

@@ -17,7 +17,7 @@ from hallulib.data.schema import read_rows, read_source
 from hallulib.detectors import Detector, Judgement, Source, get_detector
 from hallulib.errors import DataError, RecipeError
 from hallulib.evaluation.metrics import build_summary, make_record
-from hallulib.evaluation.outputs import generate_all
+from hallulib.evaluation.outputs import Row, generate_all
 from hallulib.evaluation.pages import write_model_card, write_report
 from hallulib.evaluation.texts import measure_texts
 from hallulib.files import append_lines, recover_lines, write_json_atomic, write_jsonl
@@ -50,8 +50,8 @@ def evaluate_systems(recipe: Recipe, run: Run) -> EvaluationResult:
     """Generate greedily with base, SFT, DPO and the arms on the same test items, judge, and report.
 
     Writes evaluation/{generations,evaluation}.jsonl, summary.json, report.html and model_card.md.
-    One model is loaded; systems are adapters on it. An interrupted call continues with the rows it
-    lacks. Raises RecipeError when the detector is the one that made the pairs.
+    An interrupted call continues with the rows it lacks. Raises RecipeError when the detector is
+    the one that made the pairs.
     """
     is_independent = recipe.pairs.judge != recipe.evaluation.detector
     if not is_independent and not recipe.evaluation.force_same_detector:
@@ -83,21 +83,16 @@ def evaluate_systems(recipe: Recipe, run: Run) -> EvaluationResult:
     return EvaluationResult(summary)
 
 
-def choose_items(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+def choose_items(rows: list[Row], count: int) -> list[Row]:
     """The first `count` items (0 = all), taken in turn from each style group, so that a small
-    evaluation still has both.
-
-    Raises DataError when there is nothing to evaluate, or two items share an id: systems are
-    compared item by item, by id.
-    """
-    repeated = [name for name, times in Counter(row["id"] for row in rows).items() if times > 1]
-    if not rows or repeated:
-        what = f"has the id {repeated[0]!r} more than once" if repeated else "has no row at all"
+    evaluation has both. Raises DataError when two share an id: systems are compared by it."""
+    (name, times), *_ = Counter(row["id"] for row in rows).most_common(1)
+    if times > 1:
         raise DataError(
-            f"data/test.parquet {what}",
+            f"data/test.parquet has the id {name!r} more than once",
             "give each test row an id of its own in the source file, and run 01_data_prep again",
         )
-    groups: dict[str, list[dict[str, str]]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["style_group"], []).append(row)
     turns = zip_longest(*groups.values())
@@ -106,15 +101,15 @@ def choose_items(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]
 
 def build_detector(recipe: Recipe) -> Detector:
     """The detector that reports. An entailment model goes where the language model goes."""
-    if recipe.evaluation.detector != "nli":
-        return get_detector(recipe.evaluation.detector)
-    device = pick_device(recipe)
-    return get_detector("nli", name_or_path=recipe.evaluation.nli_model, device=device)
+    settings, options = recipe.evaluation, {}
+    if settings.detector == "nli":
+        options = {"name_or_path": settings.nli_model, "device": pick_device(recipe)}
+    return get_detector(settings.detector, **options)
 
 
 def judge_all(
-    detector: Detector, rows: list[dict[str, str]], generations: Sequence[dict], path: Path
-) -> list[dict[str, Any]]:
+    detector: Detector, rows: list[Row], generations: Sequence[Row], path: Path
+) -> list[Row]:
     """Rows of evaluation.jsonl, in the order of the generations. What an interrupted call has
     written to `path` is used again: an entailment model may take hours."""
     sources = {row["id"]: read_source(row) for row in rows}
@@ -131,7 +126,7 @@ def judge_all(
     return [done[g["system"], g["id"]] for g in generations]
 
 
-def judge_one(detector: Detector, source: Source, generation: dict[str, Any]) -> Judgement:
+def judge_one(detector: Detector, source: Source, generation: Row) -> Judgement:
     """Verdicts on one summary. A detector that knows no facts finds omissions the other way round:
     what the reference states and the summary, as its source, does not support."""
     text, reference = generation["text"], generation["reference"]
@@ -142,6 +137,5 @@ def judge_one(detector: Detector, source: Source, generation: dict[str, Any]) ->
     asked = detector.judge(Source(text if text.strip() else reference), reference).statements
     readable = [s for s in asked if s.verdict != "unparsed"]
     lacking = [s.text for s in readable if s.is_error or not text.strip()]
-    return replace(
-        judged, omissions=lacking, stated=len(readable), stated_unit="statements of the reference"
-    )
+    unit = "statements of the reference"
+    return replace(judged, omissions=lacking, stated=len(readable), stated_unit=unit)

@@ -8,13 +8,14 @@ rate, omissions, length and unreadable statements stand beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import pandas as pd
+from statsmodels.stats.contingency_tables import cochrans_q
+from statsmodels.stats.multitest import multipletests
 
 from hallulib.detectors import Judgement
-from hallulib.rates import Rate, adjust_holm, compare_all, compare_paired, rate, ratio
+from hallulib.rates import Rate, compare_paired, rate, ratio
 
 PRIMARY = "hallucination_rate@summary"
 # A guardrail turns red when the second system is worse than the first by more than this.
@@ -62,7 +63,8 @@ def build_summary(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
 
     Raises ValueError where the systems were not evaluated on the same items, once each.
     """
-    frame, verdicts = pd.DataFrame(records), pivot_verdicts(records)
+    frame = pd.DataFrame(records)
+    verdicts = pivot_verdicts(frame)
     systems = _summarise_groups(frame, seed)
     pairs = choose_comparisons(list(systems))
     styles = sorted(filter(None, frame["style_group"].unique()), reverse=True)
@@ -84,67 +86,54 @@ def _summarise_groups(frame: pd.DataFrame, seed: int) -> dict[str, dict[str, Any
     return {name: summarise_system(own, seed) for name, own in frame.groupby("system", sort=False)}
 
 
-def pivot_verdicts(records: Sequence[Record]) -> pd.DataFrame:
+def pivot_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
     """Whether each item (row) is hallucinated under each system (column), NaN where nothing could
     be read. Raises ValueError where the systems were not evaluated on the same items, once each."""
-    frame = pd.DataFrame(records)
     if frame.groupby("system")["id"].agg(lambda ids: tuple(sorted(ids))).nunique() > 1:
         raise ValueError("the systems were not evaluated on the same items, once each")
     wide = frame.pivot(index="id", columns="system", values="hallucinated")
     return wide[frame["system"].unique()]
 
 
-def summarise_system(frame: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+def summarise_system(frame: pd.DataFrame, seed: int) -> dict[str, Any]:
     """All figures of one system: plain numbers, and under "rates" each rate as a `Rate`'s dict
     (None where its n is 0). hallucination_rate and interval are those of the primary metric."""
     rates = measure_rates(frame, seed)
     values = {name: found and found.value for name, found in rates.items()}
     primary = rates[PRIMARY]
-    wrong = [s for s in chain.from_iterable(frame["statements"]) if s["error_type"]]
-    errors = pd.DataFrame(wrong, columns=["error_type", "kind"])
     return {
         "n": len(frame),
         "answered": int(frame["answered"].sum()),
         "hallucinated": int(frame["hallucinated"].eq(True).sum()),
         "hallucination_rate": values[PRIMARY],
         "interval": [primary.low, primary.high] if primary else [None, None],
-        **{name: values[name] for name in values if "@" not in name},
+        **{name: value for name, value in values.items() if "@" not in name},
         "unparsed_statements": int(frame["n_unparsed"].sum()),
-        "errors_per_summary": float(frame["n_errors"].mean()),
         "mean_words": float(frame["n_words"].mean()),
         "truncated": int(frame["finish_reason"].eq("length").sum()),
-        "error_types": errors["error_type"].value_counts().to_dict(),
-        "error_kinds": errors["kind"].value_counts().to_dict(),
         "rates": {name: found and found.to_dict() for name, found in rates.items()},
     }
 
 
-def measure_rates(frame: pd.DataFrame, seed: int = 0) -> dict[str, Rate | None]:
-    """Every rate of one system.
-
-    Rates of summaries are the share of one yes or no a summary; suspect_rate says yes to what
-    cannot be read, too. Rates of statements and facts are pooled, and documents are resampled.
-    omission_rate: facts the note states and the summary lacks; an empty summary lacks all.
-    """
+def measure_rates(frame: pd.DataFrame, seed: int) -> dict[str, Rate | None]:
+    """Every rate of one system. suspect_rate counts what cannot be read, too. Rates of statements
+    and facts are pooled, and documents are resampled; omission_rate is of all that should be said,
+    and an empty summary lacks all of it."""
     wrong, answered = frame["hallucinated"].eq(True), frame["answered"]
-    documents = frame.groupby("group_id", sort=False)[
-        ["n_errors", "n_unparsed", "n_statements", "n_omitted", "n_stated"]
-    ].sum()
-    errors, unparsed, statements, omitted, stated = (documents[name] for name in documents)
+    counts = ["n_errors", "n_unparsed", "n_statements", "n_omitted", "n_stated"]
+    documents = frame.groupby("group_id", sort=False)[counts].sum()
+    errors, unparsed, statements, omitted, stated = (documents[name] for name in counts)
     unit = frame.loc[frame["n_stated"].idxmax(), "stated_unit"]
+    suspect = wrong | ~answered | frame["n_unparsed"].gt(0)
     return {
-        PRIMARY: _share(wrong[answered], "answered summaries"),
-        "hallucination_rate@all": _share(wrong, "summaries"),
-        "suspect_rate@summary": _share(wrong | ~answered | frame["n_unparsed"].gt(0), "summaries"),
-        "answer_rate": _share(answered, "summaries"),
+        PRIMARY: rate(wrong[answered].sum(), answered.sum(), "answered summaries"),
+        "hallucination_rate@all": rate(wrong.sum(), len(frame), "summaries"),
+        "suspect_rate@summary": rate(suspect.sum(), len(frame), "summaries"),
+        "answer_rate": rate(answered.sum(), len(frame), "summaries"),
         "statement_rate": ratio(errors, statements, "statements", seed),
         "unparsed_statement_rate": ratio(unparsed, statements, "statements", seed),
         "omission_rate": ratio(omitted, stated, unit, seed),
     }
-
-
-def _share(answers: pd.Series, unit: str) -> Rate | None:
-    return rate(int(answers.sum()), len(answers), unit)
 
 
 def choose_comparisons(systems: Sequence[str]) -> list[tuple[str, str]]:
@@ -157,30 +146,31 @@ def choose_comparisons(systems: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def compare_pairs(verdicts: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """One entry per pair of systems: {a, b, n_excluded: items that one of them did not answer,
-    paired: as `compare_paired` returns it, with p_holm: p as it counts among all pairs; None
-    without items}."""
+    """One entry per pair: {a, b, n_excluded: items that one of them did not answer, paired: as
+    `compare_paired` returns it, with p_holm: p among all pairs (Holm 1979); None without items}."""
     found = []
     for a, b in pairs:
         both = verdicts[[a, b]].dropna()
         paired = compare_paired(both[a], both[b]) if len(both) else None
         excluded = len(verdicts) - len(both)
         found.append({"a": a, "b": b, "n_excluded": excluded, "paired": paired})
-    made = [entry["paired"] for entry in found if entry["paired"]]
-    for paired, p in zip(made, adjust_holm([paired["p"] for paired in made]), strict=True):
-        paired["p_holm"] = p
+    if made := [entry["paired"] for entry in found if entry["paired"]]:
+        adjusted = multipletests([paired["p"] for paired in made], method="holm")[1]
+        for paired, p in zip(made, adjusted.tolist(), strict=True):
+            paired["p_holm"] = p
     return found
 
 
 def compare_together(verdicts: pd.DataFrame) -> dict[str, Any] | None:
-    """Cochran's Q over the items that every system answered: {systems, n, n_excluded, q, p}; None
-    for fewer than three systems, where it would only repeat McNemar's test, or without items."""
-    answered = verdicts.dropna()
-    if len(verdicts.columns) < 3 or answered.empty:
+    """Do the systems differ at all? Cochran's Q over the items that every system answered:
+    {systems, n, n_excluded, q, p}; None without items."""
+    answered = verdicts.dropna().astype(int)
+    if answered.empty:
         return None
-    q, p = compare_all(answered.astype(bool).T.to_numpy())
-    n = len(answered)
-    return {"systems": [*verdicts], "n": n, "n_excluded": len(verdicts) - n, "q": q, "p": p}
+    varies = answered.nunique(axis=1).gt(1).any()  # if not, Q would be 0 / 0
+    q, p, _ = cochrans_q(answered) if varies else (0, 1, 0)
+    counts = {"n": len(answered), "n_excluded": len(verdicts) - len(answered)}
+    return {"systems": [*verdicts], **counts, "q": float(q), "p": float(p)}
 
 
 def check_guardrails(a: str, b: str, systems: dict[str, dict]) -> list[dict[str, Any]]:
@@ -191,8 +181,7 @@ def check_guardrails(a: str, b: str, systems: dict[str, dict]) -> list[dict[str,
         before, after = systems[a][name], systems[b][name]
         if before is None or after is None:
             continue
-        rising_is_worse = name in ("omission_rate", "unparsed_statement_rate")
-        change = after - before if rising_is_worse else before - after
+        change = before - after if name in ("answer_rate", "mean_words") else after - before
         if name == "mean_words":
             change = change / before if before else 0.0
         entries.append({
@@ -206,6 +195,6 @@ def find_changed_items(records: Sequence[Record], a: str, b: str) -> dict[str, l
     """Ids by what happened from system a to b: {fixed, broken, both_bad, both_good}, and
     "unanswered" where one of them gave nothing that could be read."""
     found: dict[str, list[str]] = {name: [] for name in (*CHANGES.values(), "unanswered")}
-    for item, before, after in pivot_verdicts(records)[[a, b]].itertuples():
+    for item, before, after in pivot_verdicts(pd.DataFrame(records))[[a, b]].itertuples():
         found[CHANGES.get((before, after), "unanswered")].append(item)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,23 +18,19 @@ from hallulib.scoring import encode_completion, pad_rows, score_completions
 
 SCORED = 100  # items whose references are scored: perplexity needs no more, and reads everything
 KEPT = ("id", "group_id", "style", "style_group", "prompt", "context", "reference")
+Row = dict[str, Any]
 
 
-def find_systems(recipe: Recipe, run: Run) -> dict[str, Path]:
-    """name -> adapter folder of every trained system; "base" is the model without one."""
-    paths = {"sft": run.require("sft/adapter"), "dpo": run.require("dpo/adapter")}
-    for arm in recipe.dpo.comparison_arms:
-        paths[arm] = run.require("dpo/arms") / arm / "adapter"
-    return paths
-
-
-def generate_all(recipe: Recipe, run: Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+def generate_all(recipe: Recipe, run: Run, rows: list[Row]) -> list[Row]:
     """Rows of generations.jsonl for all systems, reusing what an interrupted call has written.
 
     The work files lie in the checkpoint folder, whose name holds the stage key: rows made with
     another adapter, recipe or code are in another folder and are never mixed in.
     """
-    adapters, folder = find_systems(recipe, run), run.checkpoint_dir("evaluation", recipe)
+    adapters = {name: run.require(f"{name}/adapter") for name in ("sft", "dpo")}
+    for arm in recipe.dpo.comparison_arms:
+        adapters[arm] = run.require("dpo/arms") / arm / "adapter"
+    folder = run.checkpoint_dir("evaluation", recipe)
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.jsonl" for name in ("base", *adapters)}
     done = {name: {row["id"]: row for row in recover_lines(path)} for name, path in files.items()}
@@ -54,7 +49,7 @@ def generate_all(recipe: Recipe, run: Run, rows: list[dict[str, str]]) -> list[d
     return [done[name][row["id"]] for name in files for row in rows]
 
 
-def check_lengths(model: Any, tokenizer: Any, rows: list[dict[str, str]], longest: int) -> None:
+def check_lengths(model: Any, tokenizer: Any, rows: list[Row], longest: int) -> None:
     """Raise DataError for a prompt that, with a summary of `longest` tokens, passes what the model
     was built for: it would go on without a warning and write worse."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -70,39 +65,36 @@ def check_lengths(model: Any, tokenizer: Any, rows: list[dict[str, str]], longes
 
 
 def generate_batches(
-    model: Any, tokenizer: Any, rows: list[dict[str, str]], scored: set[str], recipe: Recipe
-) -> Iterator[list[dict[str, Any]]]:
+    model: Any, tokenizer: Any, rows: list[Row], scored: set[str], recipe: Recipe
+) -> Iterator[list[Row]]:
     """Batch by batch, what the model writes on `rows`, greedily, beside what they hold and, for the
     ids in `scored`, how likely the reference is."""
-    settings = recipe.evaluation
-    for start in range(0, len(rows), settings.batch_size):
-        batch = rows[start : start + settings.batch_size]
+    size, longest = recipe.evaluation.batch_size, recipe.evaluation.max_new_tokens
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
         outputs = generate_summaries(
-            model, tokenizer, [row["prompt"] for row in batch], batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
+            model, tokenizer, [row["prompt"] for row in batch], batch_size=size,
+            max_new_tokens=longest,
         )  # fmt: skip
         made = []
         for row, (output,) in zip(batch, outputs, strict=True):
-            longest = recipe.model.max_length if row["id"] in scored else 0
             written = {"text": output.text, "finish_reason": output.finish_reason,
                        "n_tokens": len(output.token_ids)}  # fmt: skip
-            likely = score_reference(model, tokenizer, row, longest)
-            made.append({name: row[name] for name in KEPT} | written | likely)
+            if row["id"] in scored:
+                written |= score_reference(model, tokenizer, row, recipe.model.max_length)
+            made.append({name: row[name] for name in KEPT} | written)
         yield made
 
 
 @torch.no_grad()
-def score_reference(
-    model: Any, tokenizer: Any, row: dict[str, Any], longest: int
-) -> dict[str, float | None]:
+def score_reference(model: Any, tokenizer: Any, row: Row, longest: int) -> dict[str, float]:
     """How likely the reference is: {reference_logp (nats), reference_hits (tokens that were the
-    most likely), reference_tokens}; None for an empty one, and where prompt and reference have more
+    most likely), reference_tokens}; {} for an empty one, and where prompt and reference have more
     than `longest` tokens: cut, it would be another text."""
-    names = ("reference_logp", "reference_hits", "reference_tokens")
     coded = encode_completion(tokenizer, row["prompt"], row["reference"])
     if not row["reference"].strip() or sum(map(len, coded)) > longest:
-        return dict.fromkeys(names)
-    ids, mask = (tensor.to(model.device) for tensor in pad_rows([coded], 0))
-    logps, hits = score_completions(model, ids, mask)
-    values = (round(float(logps.double().sum()), 4), int(hits.sum()), len(coded[1]))
-    return dict(zip(names, values, strict=True))
+        return {}
+    logps, hits = score_completions(model, *(t.to(model.device) for t in pad_rows([coded], 0)))
+    logp = round(float(logps.double().sum()), 4)
+    hits = int(hits.sum())
+    return {"reference_logp": logp, "reference_hits": hits, "reference_tokens": len(coded[1])}

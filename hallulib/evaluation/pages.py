@@ -1,26 +1,18 @@
-"""The report, the model card and one item side by side, filled from the run's files only.
-
-What a page says stands in its template; nothing in it was typed by hand, and all text in HTML is
-escaped.
-"""
+"""The report, the model card and one item side by side, filled from the run's files only."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from hallulib.detectors.tokens import find_sentences
 from hallulib.errors import DataError
-from hallulib.evaluation import sentences
-from hallulib.evaluation.highlight import highlight_facts, highlight_statements
+from hallulib.evaluation.highlight import highlight_statements
 from hallulib.evaluation.metrics import PRIMARY, find_changed_items
+from hallulib.evaluation.sentences import headline_rows, load_templates, result_sentences
 from hallulib.files import display_path, read_jsonl, resolve_path, write_text_atomic
-from hallulib.rates import format_p, percent
 from hallulib.recipe import Recipe
 from hallulib.run import Run
 
@@ -28,40 +20,19 @@ SHOWN = {"fixed": 3, "broken": 3, "both_bad": 2}  # items of each kind that are 
 Row = dict[str, Any]
 
 
-@cache
-def load_templates() -> Environment:
-    """The room's templates, with the house's ways to write a number as filters."""
-    templates = Environment(
-        loader=PackageLoader("hallulib.evaluation", ""), keep_trailing_newline=True,
-        autoescape=lambda name: name.endswith(".html.j2"), trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    shown = (format_p, percent, sentences.show_rate, sentences.show_change, sentences.show_guarded)
-    templates.filters |= {function.__name__: function for function in shown}
-    return templates
-
-
 def write_report(
     path: Path, summary: dict[str, Any], records: Sequence[Row], generations: Sequence[Row]
 ) -> None:
-    """Write the evaluation on one HTML page: no script, nothing fetched."""
-    pairs = [(c["a"], c["b"]) for c in summary["comparisons"]]
-    a, b = ("sft", "dpo") if ("sft", "dpo") in pairs else pairs[-1] if pairs else ("", "")
-    changed = find_changed_items(records, a, b) if a else {}
-    rows = merge_rows(generations, records)
+    """Write the evaluation and what DPO changed on one HTML page: no script, nothing fetched."""
+    changed, rows = find_changed_items(records, "sft", "dpo"), merge_rows(generations, records)
     items = [
-        (kind, show_item(rows[a, item], rows[b, item]))
+        (kind, show_item(rows["sft", item], rows["dpo", item]))
         for kind, count in SHOWN.items()
-        for item in changed.get(kind, [])[:count]
+        for item in changed[kind][:count]
     ]
-    shown = summary if not a else summary | {
-        "systems": {name: summary["systems"][name] for name in (a, b)}, "all_systems": None,
-        "comparisons": [c for c in summary["comparisons"] if (c["a"], c["b"]) == (a, b)],
-    }  # fmt: skip
     text = load_templates().get_template("report.html.j2").render(
-        summary=summary, a=a, b=b, changed=changed, items=items,
-        headline=sentences.headline_rows(summary), names=sentences.GUARDRAIL_NAMES,
-        said=sentences.result_sentences(shown),
-        said_of_all=sentences.say_all(summary["all_systems"]),
+        summary=summary, changed=changed, items=items,
+        headline=headline_rows(summary), said=result_sentences(summary),
     )  # fmt: skip
     write_text_atomic(path, text)
 
@@ -100,7 +71,7 @@ def show_item(before: Row, after: Row) -> str:
         marked = highlight_statements(side["text"], side["statements"])
         sides.append(side | {"wrong": wrong, "marked": marked})
     template = load_templates().get_template("item.html.j2")
-    return template.render(id=before["id"], note=highlight_facts(note, {}), sides=sides)
+    return template.render(id=before["id"], note=highlight_statements(note, []), sides=sides)
 
 
 def say_evidence(note: str, statement: Mapping[str, Any]) -> str:
@@ -117,17 +88,15 @@ def say_evidence(note: str, statement: Mapping[str, Any]) -> str:
 
 
 def write_model_card(path: Path, recipe: Recipe, run: Run, summary: dict[str, Any]) -> None:
-    """Write the card of the DPO adapter as Markdown with Hugging Face metadata.
-
-    A local base model has no hub id; the card names its folder in the text alone.
-    """
+    """Write the card of the DPO adapter as Markdown with Hugging Face metadata. A local base model
+    has no hub id; the card names its folder in the text alone."""
     folder = resolve_path(recipe.model.name_or_path)
     audit = json.loads(run.require("data/audit.json").read_text("utf-8"))
-    rates = summary["systems"]["dpo"]["rates"] if "dpo" in summary["systems"] else {}
     text = load_templates().get_template("card.md.j2").render(
-        recipe=recipe, summary=summary, rate=rates.get(PRIMARY), is_local=folder.is_dir(),
+        recipe=recipe, summary=summary, rate=summary["systems"]["dpo"]["rates"][PRIMARY],
+        is_local=folder.is_dir(),
         base=display_path(folder) if folder.is_dir() else recipe.model.name_or_path,
         splits=audit["splits"], stages=run.manifest["stages"],
-        headline=sentences.headline_rows(summary), said=sentences.result_sentences(summary),
+        headline=headline_rows(summary), said=result_sentences(summary),
     )  # fmt: skip
     write_text_atomic(path, text)

@@ -29,28 +29,24 @@ def measure_texts(generations: Sequence[dict[str, Any]], seed: int = 0) -> dict[
     """
     scored = [g for g in generations if g.get("reference_tokens")]
     tokens = [g["reference_tokens"] for g in scored]
-    perplexity = None
-    if loss := _average([g["reference_logp"] for g in scored], tokens, "perplexity", seed):
-        bounds = {"low": exp(-loss["high"]), "high": exp(-loss["low"])}
-        perplexity = loss | {"value": exp(-loss["value"])} | bounds
+    loss = _average([-g["reference_logp"] for g in scored], tokens, "perplexity", seed)
     lengths = [len(g["text"].split()) for g in generations]
     return {
         "overlap": measure_overlap([g for g in generations if g["reference"].strip()], seed),
-        "perplexity": perplexity,
+        "perplexity": loss and loss | {name: exp(loss[name]) for name in ("value", "low", "high")},
         "token_accuracy": _average([g["reference_hits"] for g in scored], tokens, "tokens", seed),
         "words": {f"p{q}": float(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 100)},
         "vocabulary": measure_vocabulary([g["text"] for g in generations]),
     }
 
 
-def measure_overlap(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, dict] | None:
+def measure_overlap(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, dict] | None:
     """ROUGE F (rouge-score, with stemming) and chrF (sacrebleu, as a share), means over items."""
     scorer = RougeScorer(list(ROUGES), use_stemmer=True)
     found: dict[str, list[float]] = {name: [] for name in (*ROUGES.values(), "chrF")}
     for row in rows:
-        scores = scorer.score(row["reference"], row["text"])
-        for key, name in ROUGES.items():
-            found[name].append(scores[key].fmeasure)
+        for key, score in scorer.score(row["reference"], row["text"]).items():
+            found[ROUGES[key]].append(score.fmeasure)
         found["chrF"].append(sentence_chrf(row["text"], [row["reference"]]).score / 100)
     ones = [1] * len(rows)
     return {n: _average(found[n], ones, "overlap", seed) for n in found} if rows else None
@@ -59,8 +55,7 @@ def measure_overlap(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, 
 def _average(tops: Sequence, bottoms: Sequence, unit: str, seed: int) -> dict[str, Any] | None:
     if not bottoms:
         return None
-    bounds = resample_ratio(tops, bottoms, seed)
-    value = float(sum(tops) / sum(bottoms))
+    value, bounds = float(sum(tops) / sum(bottoms)), resample_ratio(tops, bottoms, seed)
     return Rate(value, *bounds, unit, "bootstrap over summaries", n=len(tops)).to_dict()
 
 

@@ -1,4 +1,4 @@
-"""The detectors: the rules of the text-only judge, the exact one, noise, and measuring a judge."""
+"""The detectors: the rules of the text-only judge, the exact one, and noise."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from hallulib.detectors import (
 from hallulib.errors import DataError, RecipeError
 
 pytestmark = pytest.mark.unit
+RULES, EXACT = get_detector("entities"), get_detector("facts")
 NOTE = (
     "Mrs. Hill is a 58 y/o woman with pain in the left knee for three days. She takes metformin "
     "500 mg BID. Denies fever, chills or rash. BP 142/88. Her father had a stroke."
 )
+SUPPORTED = """
+58-year-old woman with pain in the left knee for 3 days.
+Fifty-eight year old female, left knee pain.
+Takes metformin 500mg twice daily.
+Denies fever and chills.
+No rash.
+Blood pressure 142/88.
+Family history: stroke in father.
+Stroke 142/88.
+""".strip().splitlines()  # the last: in the next sentence, too near for this rule to see
 
 
 def judge(summary: str, note: str = NOTE) -> list[StatementVerdict]:
-    return get_detector("entities").judge(Source(note), summary).statements
+    return RULES.judge(Source(note), summary).statements
 
 
-@pytest.mark.parametrize(
-    "summary",
-    [
-        "58-year-old woman with pain in the left knee for 3 days.",
-        "Fifty-eight year old female, left knee pain.",
-        "Takes metformin 500mg twice daily.",
-        "Denies fever and chills.",
-        "No rash.",
-        "Blood pressure 142/88.",
-        "Family history: stroke in father.",
-    ],
-)
+@pytest.mark.parametrize("summary", SUPPORTED)
 def test_what_the_note_says_in_other_words_is_supported(summary):
     assert [s.verdict for s in judge(summary)] == ["supported"] * len(judge(summary))
 
@@ -57,8 +57,8 @@ def test_what_the_note_says_in_other_words_is_supported(summary):
         ("Has fever.", "contradicted", "negation"),
         ("Denies pain in the left knee.", "contradicted", "negation"),
         ("Pain for 58 days.", "not_in_note", "detail"),
-        ("Stroke 142/88.", "supported", None),  # next sentence: too near for this rule to see
         ("Metformin for three days.", "contradicted", "detail"),
+        ("Stroke three days ago.", "contradicted", "detail"),  # the number is far from its word
         ("Allergies: none known.", "not_in_note", "fabrication"),
         ("Follow-up in two weeks.", "not_in_note", "detail"),
     ],
@@ -68,51 +68,38 @@ def test_each_rule_names_its_error(summary, verdict, error_type):
     assert (statement.verdict, statement.error_type) == (verdict, error_type)
 
 
-def test_a_number_far_from_its_word_is_an_error():
-    (statement,) = judge("Stroke three days ago.")
-    assert (statement.verdict, statement.error_type) == ("contradicted", "detail")
-
-
-def test_every_span_is_the_text_it_names_and_clauses_are_judged_apart():
+def test_clauses_are_judged_apart_each_in_its_place_and_with_evidence():
     summary = "Denies fever and vomiting. Takes metformin 500 mg, lisinopril 10 mg."
     found = judge(summary)
     assert all(summary[s.start : s.end] == s.text for s in found)
     assert [s.verdict for s in found] == ["supported", "not_in_note"] * 2
     assert "vomit" in found[1].evidence
-
-
-def test_a_phrase_that_means_one_word_is_marked_to_its_end():
-    found = judge("He comes in today for follow-up. Has shortness of breath.", "Nothing.")
-    assert [s.text for s in found] == [
-        "He comes in today for follow-up", "Has shortness of breath",
-    ]  # fmt: skip
-
-
-def test_evidence_of_a_supported_statement_is_the_sentence_of_the_note():
-    (statement,) = judge("Takes metformin 500 mg.")
-    assert statement.evidence == "She takes metformin 500 mg BID"
+    assert found[2].evidence == "She takes metformin 500 mg BID"
+    # A phrase that means one word is marked to its end.
+    said = judge("He comes in today for follow-up. Has shortness of breath.", "Nothing.")
+    texts = ["He comes in today for follow-up", "Has shortness of breath"]
+    assert [s.text for s in said] == texts
 
 
 def test_each_statement_names_what_it_is_about():
-    note = "A 58-year-old woman takes metformin 500 mg. BP 142/88. No rash. Asthma. Left knee pain."
-    summary = (
-        "58-year-old woman. Metformin 500 mg. BP 142/88. No rash. Asthma. Left knee. Pain. "
-        "Metformin."
-    )
-    assert [s.kind for s in judge(summary, note)] == [
-        "age", "dose", "number", "negated finding", "condition", "side", "finding", "drug",
-    ]  # fmt: skip
+    kinds = {
+        "58-year-old woman.": "age", "Metformin 500 mg.": "dose", "BP 142/88.": "number",
+        "No rash.": "negated finding", "Asthma.": "condition", "Left knee.": "side",
+        "Pain.": "finding", "Metformin.": "drug",
+    }  # fmt: skip
+    assert [s.kind for s in judge(" ".join(kinds))] == list(kinds.values())
 
 
 def test_a_missing_drug_or_condition_is_not_forgiven_as_a_paraphrase():
     note = "The patient was started on oral treatment because of the infection last Tuesday morning"
-    kept = "The patient was started on oral treatment because of the infection last Tuesday evening"
-    assert [s.verdict for s in judge(kept, note)] == ["supported"]
+    kept = note.replace("morning", "evening")
+    (forgiven,) = judge(kept, note)
+    assert forgiven.verdict == "supported"
     for word in ("vancomycin", "osteomyelitis", "Staphylococcus", "laparoscopy"):
         (statement,) = judge(kept.replace("evening", word), note)
         assert (statement.verdict, statement.error_type) == ("not_in_note", "fabrication")
         assert statement.evidence == f"not in the note: {word.lower()}"
-        assert statement.score > judge(kept, note)[0].score > 0
+        assert statement.score > forgiven.score > 0
 
 
 @pytest.mark.parametrize(
@@ -124,39 +111,32 @@ def test_a_missing_drug_or_condition_is_not_forgiven_as_a_paraphrase():
      ("finding", "diagnosis prognosis patella umbrella program patient aroma daily")],
 )  # fmt: skip
 def test_terms_are_known_by_list_or_by_ending(kind, words):
-    kinds = {word: judge(word, "Nothing.")[0].kind for word in words.split()}
-    assert kinds == dict.fromkeys(words.split(), kind)
+    assert {judge(word, "Nothing.")[0].kind for word in words.split()} == {kind}
 
 
-@pytest.mark.parametrize("name", ["entities", "facts"])
-def test_evidence_spans_are_places_of_the_note(name):
+@pytest.mark.parametrize("detector", [RULES, EXACT], ids=lambda detector: detector.name)
+def test_evidence_spans_are_places_of_the_note(detector):
     note = make_notes(1, seed=3)[0]
-    found = get_detector(name).judge(Source(note.text, note.facts), write_summary(note.facts))
-    places = [note.text[a:b] for s in found.statements for a, b in s.evidence_spans]
-    assert len(places) >= len(found.statements) / 2
-    if name == "entities":
-        assert {s.evidence for s in found.statements if s.evidence_spans} == set(places)
-    else:
-        assert all(p.lower() in s.evidence.lower() for s in found.statements
-                   for p in [note.text[a:b] for a, b in s.evidence_spans])  # fmt: skip
+    found = detector.judge(Source(note.text, note.facts), write_summary(note.facts)).statements
+    places = [(note.text[a:b], s.evidence) for s in found for a, b in s.evidence_spans]
+    assert len(places) >= len(found) / 2
+    for place, evidence in places:
+        assert place == evidence if detector is RULES else place.lower() in evidence.lower()
 
 
 def test_sentences_end_at_full_stops_and_lines_and_not_inside_numbers_or_after_titles():
     text = "Mr. Hill takes 2.5 mg. BP 120/80; no rash?\n ... Well! "
-    assert [text[a:b] for a, b in find_sentences(text)] == [
-        "Mr. Hill takes 2.5 mg", "BP 120/80", "no rash", "Well",
-    ]  # fmt: skip
+    found = ["Mr. Hill takes 2.5 mg", "BP 120/80", "no rash", "Well"]
+    assert [text[a:b] for a, b in find_sentences(text)] == found
 
 
 def test_the_score_of_a_summary_ranks_and_is_none_where_nothing_was_read():
-    clean, one, two = (
-        get_detector("entities").judge(Source(NOTE), text).score
-        for text in ("Takes metformin.", "Takes lisinopril.", "Takes lisinopril. No rash. Aspirin.")
-    )
+    texts = ("Takes metformin.", "Takes lisinopril.", "Takes lisinopril. No rash. Aspirin.")
+    clean, one, two = (RULES.judge(Source(NOTE), text).score for text in texts)
     assert clean == 0 < one < two < 1
-    assert get_detector("entities").judge(Source(NOTE), "").score is None
     made = [StatementVerdict(t, 0, 1, "k", v) for t, v in [("a", "supported"), ("b", "unparsed")]]
     assert Judgement(made, [], "yes or no only").score == 0
+    assert Judgement(made[1:], [], "nothing read").score is None
 
 
 def test_a_question_of_a_dialogue_neither_states_nor_denies():
@@ -164,19 +144,17 @@ def test_a_question_of_a_dialogue_neither_states_nor_denies():
     assert [s.verdict for s in judge("No fever. Headache.", dialogue)] == ["supported"] * 2
 
 
-def test_the_entities_judge_never_looks_at_the_facts():
+def test_the_rules_never_look_at_the_facts():
     note = make_notes(1, seed=3)[0]
     summary, lies = write_summary(note.facts), {kind: ["x"] for kind in note.facts}
-    with_lies = get_detector("entities").judge(Source(note.text, lies), summary)
-    assert with_lies == get_detector("entities").judge(Source(note.text), summary)
+    assert RULES.judge(Source(note.text, lies), summary).statements == judge(summary, note.text)
 
 
 @pytest.mark.parametrize("summary", ["", "   ", ".", "...!?", "\n\n"])
 def test_an_empty_summary_is_unknown_and_never_clean(summary):
-    for name in ("entities", "facts"):
-        judged = get_detector(name).judge(Source(NOTE, {"age": ["58"]}), summary)
-        assert judged.hallucinated is None
-        assert not judged.answered
+    for detector in (RULES, EXACT):
+        judged = detector.judge(Source(NOTE, {"age": ["58"]}), summary)
+        assert (judged.hallucinated, judged.score, judged.answered) == (None, None, False)
 
 
 def test_units_belong_to_the_number_they_touch_and_stems_meet_across_endings():
@@ -189,76 +167,62 @@ def test_units_belong_to_the_number_they_touch_and_stems_meet_across_endings():
 
 def test_the_exact_detector_sees_facts_omissions_and_unreadable_sentences():
     note = make_notes(1, seed=3)[0]
-    exact, source = get_detector("facts"), Source(note.text, note.facts)
-    clean = exact.judge(source, write_summary(note.facts))
+    source = Source(note.text, note.facts)
+    clean = EXACT.judge(source, write_summary(note.facts))
     assert (clean.hallucinated, clean.omissions, clean.unparsed) == (False, [], 0)
     assert clean.stated == len(note.facts)
-    broken = exact.judge(source, "Takes moonlight 5 mg. The sky is blue.")
+    broken = EXACT.judge(source, "Takes moonlight 5 mg. The sky is blue.")
     assert (broken.errors, broken.unparsed, broken.hallucinated) == (1, 1, True)
     assert len(broken.omissions) == len(note.facts) - 1
-    assert exact.judge(source, "The sky is blue.").hallucinated is None
-
-
-def test_the_exact_detector_refuses_a_row_without_facts():
+    assert EXACT.judge(source, "The sky is blue.").hallucinated is None
     with pytest.raises(DataError, match="fact table"):
-        get_detector("facts").judge(Source(NOTE), "58-year-old woman.")
+        EXACT.judge(Source(NOTE), "58-year-old woman.")
 
 
 def test_an_unknown_detector_is_refused_by_name():
-    with pytest.raises(RecipeError, match="'nonsense'.*\n.*facts, entities, nli"):
+    with pytest.raises(RecipeError, match="'nonsense'\n.*facts, entities, nli"):
         get_detector("nonsense")
 
 
-def make_rows(count: int, seed: int = 5) -> list[tuple[Source, str]]:
-    notes = make_notes(count, seed, missing_rate=0.3)
+def make_rows(count: int) -> list[tuple[Source, str]]:
     return [
         (Source(n.text, n.facts | {"distractors": n.distractors}), write_reference(n, 1, 0.85))
-        for n in notes
+        for n in make_notes(count, seed=5, missing_rate=0.3)
     ]
 
 
-def test_the_text_only_judge_finds_most_inventions_of_the_clinic():
-    quality = measure_judge(get_detector("entities"), make_rows(150), get_detector("facts"))
+def test_the_rules_find_most_inventions_of_the_clinic():
+    quality = measure_judge(RULES, make_rows(150), EXACT)
     assert quality["n"] == quality["tp"] + quality["fp"] + quality["tn"] + quality["fn"]
-    assert quality["sensitivity"]["low"] > 0.9
-    assert quality["specificity"]["low"] > 0.9
+    assert quality["sensitivity"]["low"] > 0.9 and quality["specificity"]["low"] > 0.9
     assert quality["fp"] + quality["fn"] > 0  # it has errors of its own, as a real judge has
 
 
 def test_noise_flips_at_the_stated_rates_and_the_same_way_each_time():
-    exact, rows = get_detector("facts"), make_rows(250)
-    noisy = NoisyJudge(exact, false_positive_rate=0.05, false_negative_rate=0.3, seed=1)
-    quality = measure_judge(noisy, rows, exact)
+    rows = make_rows(250)
+    noisy = NoisyJudge(EXACT, false_positive_rate=0.05, false_negative_rate=0.3, seed=1)
+    quality = measure_judge(noisy, rows, EXACT)
     assert quality["specificity"]["low"] <= 0.95 <= quality["specificity"]["high"]
     assert quality["sensitivity"]["low"] <= 0.70 <= quality["sensitivity"]["high"]
-    assert measure_judge(noisy, rows[::-1], exact) == quality
-    other = NoisyJudge(exact, 0.05, 0.3, seed=2)
+    assert measure_judge(noisy, rows[::-1], EXACT) == quality
+    other, silent = NoisyJudge(EXACT, 0.05, 0.3, seed=2), NoisyJudge(EXACT, 0, 0)
     assert [noisy.judge(*row) for row in rows] != [other.judge(*row) for row in rows]
+    assert silent.judge(*rows[0]).statements == EXACT.judge(*rows[0]).statements
+    assert silent.name == "facts+noise"
 
 
 def test_noise_errs_by_note_and_not_always_on_the_same_words():
-    summary = "Allergies: none known."
-    noisy = NoisyJudge(get_detector("facts"), 0.5, 0.0, seed=1)
+    noisy = NoisyJudge(EXACT, 0.5, 0.0, seed=1)
     sources = [Source(f"note {i}", {"allergies": ["none known"]}) for i in range(40)]
-    flipped = sum(noisy.judge(source, summary).errors for source in sources)
+    flipped = sum(noisy.judge(source, "Allergies: none known.").errors for source in sources)
     assert 8 < flipped < 32
-
-
-def test_noise_at_rate_zero_changes_nothing_and_rate_one_is_refused():
-    exact, row = get_detector("facts"), make_rows(1)[0]
-    silent = NoisyJudge(exact, 0.0, 0.0)
-    assert silent.judge(*row).statements == exact.judge(*row).statements
-    assert silent.name == "facts+noise"
-    with pytest.raises(RecipeError, match="error rate"):
-        NoisyJudge(exact, 1.0, 0.0)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real data are not beside the checkout")
 def test_every_real_summary_is_judged_with_true_spans():
     with (REAL / "mts-dialog" / "automatic_summaries.csv").open(encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        text = row["Automatic Summary"]
-        judged = get_detector("entities").judge(Source(row["Dialogue"]), text)
+        rows = [(row["Dialogue"], row["Automatic Summary"]) for row in csv.DictReader(file)]
+    for note, text in rows:
+        judged = RULES.judge(Source(note), text)
         assert all(text[s.start : s.end] == s.text for s in judged.statements)
         assert judged.answered == any(c.isalnum() for c in text)

@@ -1,8 +1,11 @@
-"""Evaluation: what the numbers mean, what the report says, and a stage that resumes."""
+"""Evaluation: what the numbers mean, what the sentences say, and how text is marked."""
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar
 
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_summary
@@ -13,12 +16,12 @@ from hallulib.evaluation import (
     build_summary,
     find_changed_items,
     headline_rows,
-    highlight_facts,
     highlight_statements,
     make_record,
     result_sentences,
     say_small_n,
 )
+from hallulib.evaluation.metrics import compare_together
 
 pytestmark = pytest.mark.unit
 NOTES = make_notes(60, seed=9, missing_rate=0.3)
@@ -34,19 +37,22 @@ def write(note, how: str) -> str:
         "empty": "",
         "garbage": "ba ba ba.",
     }
-    return texts[how]
+    return texts.get(how, how)
 
 
-def make_records(system: str, hows: list[str], style_groups: list[str] | None = None) -> list[dict]:
-    records, exact = [], get_detector("facts")
+def make_records(
+    system: str, hows: list[str], groups: list[str] | None = None, detector: str = "facts"
+) -> list[dict]:
+    """Records of what a system wrote: a word of `write` for each note, or the text itself."""
+    records, judge = [], get_detector(detector)
     for place, (note, how) in enumerate(zip(NOTES, hows, strict=False)):
         text = write(note, how)
         generation = {
             "id": note.id, "group_id": note.id, "style": note.style, "system": system,
-            "style_group": style_groups[place] if style_groups else "seen", "text": text,
+            "style_group": groups[place] if groups else "seen", "text": text,
             "n_tokens": len(text.split()), "finish_reason": "stop",
         }  # fmt: skip
-        records.append(make_record(generation, exact.judge(Source(note.text, note.facts), text)))
+        records.append(make_record(generation, judge.judge(Source(note.text, note.facts), text)))
     return records
 
 
@@ -77,12 +83,6 @@ def test_the_primary_rate_counts_answered_summaries_and_null_is_never_false():
     assert [r["hallucinated"] for r in records[-3:]] == [None] * 3
 
 
-def test_a_system_that_never_answers_has_no_rate_instead_of_a_good_one():
-    figures = summarise(make_records("x", ["empty"] * 5))
-    assert figures["hallucination_rate"] is None and figures["interval"] == [None, None]
-    assert figures["omission_rate"] == 1.0
-
-
 def test_omissions_are_the_share_of_stated_facts_that_the_summary_lacks():
     records = make_records("x", ["short"] * 10 + ["clean"] * 10)
     stated = sum(len(note.facts) for note in NOTES[:20])
@@ -95,6 +95,7 @@ def test_omissions_are_the_share_of_stated_facts_that_the_summary_lacks():
 def test_summaries_of_one_document_are_resampled_together():
     records = make_records("x", ["invents"] * 10 + ["clean"] * 30)
     alone = summarise(records)["rates"]["statement_rate"]
+    assert (alone["k"], alone["n"]) == (10, sum(len(r["statements"]) for r in records))
     for place, record in enumerate(records):
         record["group_id"] = f"document {place // 10}"
     together = summarise(records)["rates"]["statement_rate"]
@@ -107,17 +108,10 @@ def test_no_error_in_a_few_summaries_does_not_mean_a_rate_of_exactly_zero():
     assert (rate["value"], rate["low"]) == (0, 0)
     assert rate["high"] == pytest.approx(0.138, abs=5e-4)  # Wilson of 0 in 24 documents
     assert rate["method"] == "Wilson over documents"
-    silent = summarise(make_records("x", ["empty"] * 24))["rates"]["omission_rate"]
-    assert (silent["value"], silent["high"]) == (1, 1) and silent["low"] < 0.9
-
-
-def test_error_types_and_kinds_are_counted():
-    figures = summarise(make_records("x", ["invents"] * 5))
-    assert sum(figures["error_types"].values()) == 5
-    assert figures["error_kinds"] == {"smoking": 5}
-    assert figures["statement_rate"] == pytest.approx(
-        5 / sum(len(r["statements"]) for r in make_records("x", ["invents"] * 5))
-    )
+    silent = summarise(make_records("x", ["empty"] * 24))
+    assert silent["hallucination_rate"] is None and silent["interval"] == [None, None]
+    omitted = silent["rates"]["omission_rate"]
+    assert (omitted["value"], omitted["high"]) == (1, 1) and omitted["low"] < 0.9
 
 
 def test_two_systems_are_joined_by_id_whatever_their_order():
@@ -132,26 +126,23 @@ def test_two_systems_are_joined_by_id_whatever_their_order():
 
 def test_items_that_one_system_did_not_answer_are_excluded_and_counted():
     before = make_records("sft", ["invents"] * 5)
-    after = make_records("dpo", ["clean"] * 3 + ["empty"] * 2)
-    comparison = compare(before, after)
+    comparison = compare(before, make_records("dpo", ["clean"] * 3 + ["empty"] * 2))
     assert (comparison["paired"]["n"], comparison["n_excluded"]) == (3, 2)
     assert compare(before, make_records("dpo", ["empty"] * 5))["paired"] is None
 
 
 def test_systems_on_different_items_are_not_compared():
     before = make_records("sft", ["clean"] * 5)
-    with pytest.raises(ValueError, match="same items"):
-        compare(before, make_records("dpo", ["clean"] * 4))
-    with pytest.raises(ValueError, match="same items"):
-        compare(before + before[:1], make_records("dpo", ["clean"] * 5))
+    for first, count in ((before, 4), (before + before[:1], 5)):
+        with pytest.raises(ValueError, match="same items"):
+            compare(first, make_records("dpo", ["clean"] * count))
 
 
 def test_the_comparisons_are_declared_and_each_arm_meets_sft_and_dpo():
     systems = ("base", "sft", "dpo", "arm")
     summary = build_summary([r for name in systems for r in make_records(name, ["clean"] * 3)])
-    assert [(c["a"], c["b"]) for c in summary["comparisons"]] == [
-        ("base", "sft"), ("sft", "dpo"), ("sft", "arm"), ("arm", "dpo"),
-    ]  # fmt: skip
+    found = [f"{c['a']} {c['b']}" for c in summary["comparisons"]]
+    assert found == ["base sft", "sft dpo", "sft arm", "arm dpo"]
     assert list(summary["systems"]) == list(systems)
 
 
@@ -168,16 +159,23 @@ def test_several_systems_are_tested_at_once_and_each_comparison_counts_among_all
     said = " ".join(result_sentences(summary))
     assert "All 3 systems at once, on the 11 items" in said
     assert said.count("no difference that this n can show") == 2
-    assert build_summary(records[:24])["all_systems"] is None
+
+
+def test_cochrans_q_of_two_systems_is_mcnemars_chi_square_and_of_equal_ones_nothing():
+    a, b = np.random.default_rng(0).random((2, 60)) < [[0.5], [0.3]]
+    table = [[sum(a & b), sum(a & ~b)], [sum(~a & b), sum(~a & ~b)]]
+    plain = mcnemar(table, exact=False, correction=False)
+    found = compare_together(pd.DataFrame({"sft": a, "dpo": b}))
+    assert (found["q"], found["p"]) == pytest.approx((plain.statistic, plain.pvalue))
+    same = compare_together(pd.DataFrame({"base": a, "sft": a, "dpo": a}))
+    assert (same["q"], same["p"]) == (0, 1)
 
 
 def test_style_groups_are_reported_apart():
     groups = ["seen"] * 6 + ["held_out"] * 6
-    records = make_records("sft", ["clean"] * 6 + ["invents"] * 6, groups)
-    by_style = build_summary(records)["by_style"]
-    assert list(by_style) == ["seen", "held_out"]
-    assert by_style["seen"]["sft"]["hallucinated"] == 0
-    assert by_style["held_out"]["sft"]["hallucinated"] == 6
+    summary = build_summary(make_records("sft", ["clean"] * 6 + ["invents"] * 6, groups))
+    wrong = {style: found["sft"]["hallucinated"] for style, found in summary["by_style"].items()}
+    assert wrong == {"seen": 0, "held_out": 6}
 
 
 # --- guardrails and sentences ---------------------------------------------------------------
@@ -185,12 +183,6 @@ def test_style_groups_are_reported_apart():
 
 def summary_of(before: list[str], after: list[str]) -> dict:
     return build_summary(make_records("sft", before) + make_records("dpo", after))
-
-
-def test_guardrails_hold_when_nothing_was_paid():
-    summary = summary_of(["invents"] * 40, ["clean"] * 40)
-    assert all(entry["ok"] for entry in summary["guardrails"])
-    assert any("Guardrails sft -> dpo: held" in s for s in result_sentences(summary))
 
 
 @pytest.mark.parametrize(
@@ -207,14 +199,15 @@ def test_a_rate_bought_with_less_text_turns_a_guardrail_red(after, name):
     assert all("bought" in s for s in warnings)
 
 
-def test_unreadable_statements_turn_a_guardrail_red():
-    assert all(g["ok"] for g in summary_of(["clean"] * 40, ["clean"] * 40)["guardrails"])
-    worse = make_records("dpo", ["clean"] * 40)
-    for record in worse:
+def test_guardrails_hold_when_nothing_was_paid_and_unreadable_statements_turn_one_red():
+    before, after = (make_records(name, ["clean"] * 40) for name in ("sft", "dpo"))
+    summary = build_summary(before + after)
+    assert all(g["ok"] for g in summary["guardrails"])
+    assert any("Guardrails sft -> dpo: held (left" in s for s in result_sentences(summary))
+    for record in after:
         record["n_unparsed"] += 1
         record["n_statements"] += 1
-    summary = build_summary(make_records("sft", ["clean"] * 40) + worse)
-    red = [g["name"] for g in summary["guardrails"] if not g["ok"]]
+    red = [g["name"] for g in build_summary(before + after)["guardrails"] if not g["ok"]]
     assert red == ["unparsed_statement_rate"]
 
 
@@ -243,6 +236,8 @@ def test_the_headline_never_shows_a_rate_without_count_unit_and_interval():
     assert rows[1]["hallucinated"] == "not measured"
     assert rows[1]["answered"] == "0 of 10"
     assert "facts of the note (0 %, 0-" in rows[0]["left out"]
+    said = " ".join(result_sentences(summary))
+    assert "dpo: none of 10 summaries could be read" in said and "nothing can be compared" in said
 
 
 def test_no_change_is_not_minus_nothing():
@@ -256,11 +251,8 @@ def test_changed_items_are_sorted_by_what_happened():
     before = make_records("sft", ["invents", "invents", "clean", "clean", "clean"])
     after = make_records("dpo", ["clean", "invents", "invents", "clean", "empty"])
     found = find_changed_items(before + after, "sft", "dpo")
-    ids = [note.id for note in NOTES[:5]]
-    assert found == {
-        "fixed": [ids[0]], "both_bad": [ids[1]], "broken": [ids[2]], "both_good": [ids[3]],
-        "unanswered": [ids[4]],
-    }  # fmt: skip
+    kinds = ["fixed", "both_bad", "broken", "both_good", "unanswered"]
+    assert found == {kind: [note.id] for kind, note in zip(kinds, NOTES[:5], strict=True)}
 
 
 # --- marked text ----------------------------------------------------------------------------
@@ -278,44 +270,22 @@ def test_marked_statements_are_escaped_labelled_and_underlined():
 
 
 def test_a_verdict_of_another_text_is_refused():
+    said = {"text": "xyz", "start": 0, "end": 3, "kind": "k", "verdict": "supported"}
     with pytest.raises(DataError, match="is not at 0-3"):
-        highlight_statements("abcdef", [
-            {"text": "xyz", "start": 0, "end": 3, "kind": "k", "verdict": "supported"},
-        ])  # fmt: skip
-
-
-def test_facts_are_marked_with_their_kind_and_distractors_as_such():
-    marked = highlight_facts(
-        "Takes aspirin. No longer takes codeine.",
-        {"medications": ["aspirin"], "distractors": {"medications": ["codeine"]}},
-    )
-    assert "[medications]" in marked and "[medications, not now]" in marked
-    assert marked.index("aspirin") < marked.index("codeine")
+        highlight_statements("abcdef", [said])
 
 
 # --- degenerate text ------------------------------------------------------------------------
 
 
-ODD = {
-    "empty": "",
-    "blank": " \n\t ",
-    "one word": "Smoking",
-    "endless": "Smoking: 90 pack-years. " * 60,
-    "endless noise": "ba ba ba. " * 200,
-    "other script": "Курит. 患者は喫煙者です。 المريض مدخن",
-    "no sentence": "," * 500,
-}
+ODD = ["", " \n\t ", "Smoking", "Smoking: 90 pack-years. " * 60, "ba ba ba. " * 200,
+       "Курит. 患者は喫煙者です。 المريض مدخن", "," * 500]  # fmt: skip
 
 
 @pytest.mark.parametrize("detector", ["facts", "entities"])
-@pytest.mark.parametrize("name", ODD)
-def test_no_rate_counts_more_than_there_is_whatever_the_model_writes(name, detector):
-    records = []
-    for note, text in zip(NOTES[:6], [ODD[name]] * 5 + [write(NOTES[5], "clean")], strict=True):
-        row = {"id": note.id, "group_id": note.id, "style": "", "style_group": "", "system": "base",
-               "text": text, "n_tokens": 1, "finish_reason": "length"}  # fmt: skip
-        judged = get_detector(detector).judge(Source(note.text, note.facts), text)
-        records.append(make_record(row, judged))
+@pytest.mark.parametrize("text", ODD, ids=lambda text: repr(text[:9]))
+def test_no_rate_counts_more_than_there_is_whatever_the_model_writes(text, detector):
+    records = make_records("base", [text] * 5 + ["clean"], detector=detector)
     figures = summarise(records)
     for rate in filter(None, figures["rates"].values()):
         assert 0 <= rate["k"] <= rate["n"] and 0 <= rate["low"] <= rate["high"] <= 1

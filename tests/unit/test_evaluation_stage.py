@@ -17,14 +17,13 @@ from hallulib.clinic.notes import make_notes
 from hallulib.data import prepare_data
 from hallulib.data.schema import read_rows
 from hallulib.detectors import Source, get_detector
-from hallulib.errors import DataError, MissingArtifact, RecipeError
+from hallulib.errors import DataError, RecipeError
 from hallulib.evaluation import (
     PRIMARY,
     build_summary,
     change_on_item,
     evaluate,
     evaluate_systems,
-    load_evaluation_result,
     make_record,
     outputs,
     result_sentences,
@@ -36,6 +35,7 @@ from hallulib.run import STAGES, Run
 
 pytestmark = pytest.mark.unit
 SYSTEMS = ["base", "sft", "dpo", "dpo_plain"]
+REFERENCE = "Takes aspirin. No rash. Asthma."
 
 
 @pytest.fixture(scope="module")
@@ -102,25 +102,21 @@ def test_every_system_is_judged_on_the_same_items(evaluated):
     assert list(result.summary["systems"]) == SYSTEMS
     texts = {tuple(g["text"] for g in generations if g["system"] == name) for name in SYSTEMS}
     assert len(texts) == 4  # four systems, four outputs
-    assert set(result.summary) >= {
-        "systems", "comparisons", "by_style", "n", "detector", "recipe", "seed", "guardrails",
-    }  # fmt: skip
     assert set(result.summary["by_style"]) == {"seen", "held_out"}
+    assert all(g["reference_tokens"] > 0 > g["reference_logp"] for g in generations)
 
 
 def test_the_model_card_is_written_from_the_run(evaluated):
     recipe, run, result = evaluated
+    rate = result.summary["systems"]["dpo"]["rates"][PRIMARY]
     card = run.path("evaluation/model_card.md").read_text("utf-8")
     assert card.startswith("---\n") and "library_name: peft" in card
     assert f"beta {recipe.dpo.beta}" in card and "train 6, validation 2, test 6" in card
     assert all(sentence in card for sentence in result_sentences(result.summary))
     assert recipe.data.prompt_template.splitlines()[0] in card
     data = ModelCard(card).data
-    rate = result.summary["systems"]["dpo"]["rates"][PRIMARY]
-    if rate is None:
-        assert data.eval_results is None
-    else:
-        assert data.eval_results[0].metric_value == rate["value"]
+    results = data.eval_results and [found.metric_value for found in data.eval_results]
+    assert results == (rate and [rate["value"]])
     assert data.base_model is None  # it is a folder here, and a folder is no hub id
 
 
@@ -172,12 +168,12 @@ def test_an_interrupted_evaluation_continues_and_ends_the_same(
     assert read_rows_of(run, "generations") == read_rows_of(evaluated[1], "generations")
 
 
-class CountingDetector:
+class StoppingDetector:
     """The rules, with a count of calls and an interruption at one of them."""
 
     name = "entities"
 
-    def __init__(self, stop_at: int = 0) -> None:
+    def __init__(self, stop_at: int) -> None:
         self.calls, self.stop_at, self.rules = 0, stop_at, get_detector("entities")
 
     def judge(self, source, summary):
@@ -192,11 +188,11 @@ def test_an_interrupted_judge_goes_on_where_it_was(evaluated, tmp_path, monkeypa
     rows, written = read_rows(run.path("data/test.parquet")), read_rows_of(run, "generations")
     monkeypatch.setattr(evaluate, "JUDGED", 5)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.judge_all(CountingDetector(25), rows, written, tmp_path / "w.jsonl")
-    second, whole = CountingDetector(), CountingDetector()
+        evaluate.judge_all(StoppingDetector(25), rows, written, tmp_path / "w.jsonl")
+    second = StoppingDetector(0)
     continued = evaluate.judge_all(second, rows, written, tmp_path / "w.jsonl")
     assert (len(written), second.calls) == (24, 28)  # two chunks were on the disk; two calls each
-    fresh = evaluate.judge_all(whole, rows, written, tmp_path / "fresh.jsonl")
+    fresh = evaluate.judge_all(second, rows, written, tmp_path / "fresh.jsonl")
     assert json.loads(json.dumps(fresh)) == json.loads(json.dumps(continued))
 
 
@@ -218,41 +214,36 @@ def test_an_entailment_model_reports_and_only_by_its_name(tmp_path, model_dir):
      ("", ["Takes aspirin", "No rash", "Asthma"]), ("Rash. Asthma.", ["Takes aspirin", "No rash"])],
 )  # fmt: skip
 def test_a_detector_without_facts_finds_what_of_the_reference_was_left_out(text, left_out):
-    generation = {"text": text, "reference": "Takes aspirin. No rash. Asthma."}
-    note = Source("She takes aspirin for years. She has asthma, no rash.")
-    judged = evaluate.judge_one(get_detector("entities"), note, generation)
+    generation = {"text": text, "reference": REFERENCE}
+    judged = evaluate.judge_one(get_detector("entities"), Source(REFERENCE), generation)
     assert (judged.omissions, judged.stated) == (left_out, 3)
     assert judged.stated_unit == "statements of the reference"
-    nothing = evaluate.judge_one(get_detector("entities"), note, generation | {"reference": " "})
-    assert nothing.stated == 0
+    generation["reference"] = " "
+    judged = evaluate.judge_one(get_detector("entities"), Source(REFERENCE), generation)
+    assert judged.stated == 0
 
 
 def test_omissions_turn_the_guardrail_red_also_without_a_fact_table():
-    reference = "Takes aspirin. No rash. Asthma."
-    note, records = Source(reference), []
-    for system, text in (("sft", reference + " Had a stroke."), ("dpo", "No rash.")):
-        for item in range(20):
-            row = {"text": text, "reference": reference, "system": system, "id": str(item),
-                   "group_id": str(item), "style": "", "style_group": "", "n_tokens": 5,
-                   "finish_reason": "stop"}  # fmt: skip
-            judged = evaluate.judge_one(get_detector("entities"), note, row)
-            records.append(make_record(row, judged))
+    records = []
+    for system, text in (("sft", REFERENCE + " Had a stroke."), ("dpo", "No rash.")):
+        row = {"text": text, "reference": REFERENCE, "system": system, "style": "",
+               "style_group": "", "n_tokens": 5, "finish_reason": "stop"}  # fmt: skip
+        judged = evaluate.judge_one(get_detector("entities"), Source(REFERENCE), row)
+        ids = ({"id": str(item), "group_id": str(item)} for item in range(20))
+        records += [make_record(row | names, judged) for names in ids]
     summary = build_summary(records)
     rate = summary["systems"]["dpo"]["rates"]["omission_rate"]
     assert (rate["value"], rate["unit"]) == (2 / 3, "statements of the reference")
     assert "omission_rate" in {g["name"] for g in summary["guardrails"] if not g["ok"]}
     text = "\n".join(result_sentences(summary))
-    assert "left out of what should be said 0 % -> 67 %: the lower rate was bought with it" in text
+    assert "left out of what should be said 0 % to 67 %: the lower rate was bought with it" in text
     assert "left out 40 of 60 statements of the reference (67 %" in text
     assert "The detector entities errs" in text
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"), [([], "no row at all"), ([{"id": "a"}] * 2, "'a' more than once")]
-)
-def test_items_that_cannot_be_compared_are_refused(rows, message):
-    with pytest.raises(DataError, match=f"test.parquet has .*{message}"):
-        evaluate.choose_items(rows, 0)
+def test_items_that_cannot_be_told_apart_are_refused():
+    with pytest.raises(DataError, match="test.parquet has the id 'a' more than once"):
+        evaluate.choose_items([{"id": "a"}] * 2, 0)
 
 
 def test_a_prompt_beyond_the_models_context_is_refused_before_generating(tmp_path, model_dir):
@@ -266,9 +257,7 @@ def test_generations_of_other_settings_are_never_mixed_in(tmp_path, model_dir):
     evaluate_systems(recipe, run)
     longer = load_recipe("tiny-cpu", recipe.to_dict() | {"evaluation.max_new_tokens": 5})
     evaluate_systems(longer, run)
-    again = read_rows_of(run, "generations")
-    assert {g["n_tokens"] for g in again} == {5}
-    assert all(g["reference_tokens"] > 0 > g["reference_logp"] for g in again)
+    assert {g["n_tokens"] for g in read_rows_of(run, "generations")} == {5}
 
 
 def test_the_detector_that_made_the_pairs_does_not_report(evaluated):
@@ -283,20 +272,12 @@ def test_the_detector_that_made_the_pairs_does_not_report(evaluated):
 
 def test_a_detector_that_cannot_judge_the_data_says_so_before_generating(tmp_path, model_dir):
     path = tmp_path / "own.csv"
-    rows = "".join(f"Note {i} says a thing.,A thing.\n" for i in range(60))
-    path.write_text("context,reference\n" + rows)
+    path.write_text("context,reference\n" + "".join(f"Note {i}.,A thing.\n" for i in range(60)))
     changes = {"data.source": "file", "data.path": str(path), "data.test_size": 5}
     recipe, run = make_trained_run(tmp_path, model_dir, **changes)
     with pytest.raises(DataError, match="fact table"):
         evaluate_systems(recipe, run)
     assert not run.checkpoint_dir("evaluation", recipe).exists()
-
-
-def test_an_evaluation_that_was_not_run_names_its_notebook(tmp_path, model_dir):
-    recipe = load_recipe("tiny-cpu", {"model.name_or_path": str(model_dir)})
-    run = Run.open(tmp_path / "run", recipe)
-    with pytest.raises(MissingArtifact, match="06_evaluation"):
-        load_evaluation_result(run)
 
 
 def test_a_smaller_evaluation_takes_items_of_each_style_group_in_turn():

@@ -11,7 +11,7 @@ from tiny_nli import ORDER, WORDS, write_nli_model
 
 from hallulib.detectors import Source, get_detector
 from hallulib.detectors.nli import read_label_order
-from hallulib.errors import HallulibError, RecipeError
+from hallulib.errors import HallulibError
 
 pytestmark = pytest.mark.unit
 LONG_NOTE = "Fever. " + "Cough. No rash. " * 12 + "No asthma. Aspirin."
@@ -43,13 +43,10 @@ def test_each_sentence_gets_the_verdict_of_the_model(detector, word):
 
 def test_a_long_note_is_read_in_parts_and_the_evidence_is_the_sentence_that_says_it(detector):
     judged = judge(detector, LONG_NOTE, "Aspirin. Fever. Asthma. Stroke.")
-    verdicts = {s.text: s.verdict for s in judged.statements}
-    assert verdicts == {"aspirin": "supported", "fever": "supported", "asthma": "contradicted",
-                        "stroke": "not_in_note"}  # fmt: skip
-    evidence = {s.text: s.evidence for s in judged.statements}
-    assert evidence == {
-        "aspirin": "aspirin", "fever": "fever", "asthma": "no asthma", "stroke": ""
-    }
+    assert [(s.verdict, s.evidence) for s in judged.statements] == [
+        ("supported", "aspirin"), ("supported", "fever"), ("contradicted", "no asthma"),
+        ("not_in_note", ""),
+    ]  # fmt: skip
     for statement in judged.statements:
         for start, end in statement.evidence_spans:
             assert LONG_NOTE.lower()[start:end] == statement.evidence
@@ -57,11 +54,11 @@ def test_a_long_note_is_read_in_parts_and_the_evidence_is_the_sentence_that_says
 
 def test_no_part_of_a_note_is_longer_than_the_model_reads_and_none_is_lost(detector):
     unbroken = " ".join(WORDS[place * place % 5] for place in range(30))
-    sentences = [f"no {WORDS[place % 6]}" for place in range(12)]
+    sentences, read = [f"no {WORDS[place % 6]}" for place in range(12)], []
     for note in (unbroken, LONG_NOTE.lower() + " " + unbroken, ". ".join(sentences)):
-        read = []
+        read.clear()
         hook = detector.model.register_forward_pre_hook(
-            lambda _, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True  # noqa: B023
+            lambda _, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True
         )
         judge(detector, note, "Aspirin.")
         hook.remove()
@@ -73,28 +70,22 @@ def test_no_part_of_a_note_is_longer_than_the_model_reads_and_none_is_lost(detec
         assert all(any(s.strip(" .") in part for part in parts) for s in note.split(".")[:-1])
 
 
-def test_the_score_is_one_minus_the_probability_of_entailment(detector, folder):
+def test_the_score_is_one_minus_the_probability_of_entailment(detector):
     supported, invented = judge(detector, "Fever. Cough.", "Fever. Stroke.").statements
     assert supported.score < 0.5 < invented.score
-    strict = get_detector("nli", name_or_path=str(folder), threshold=0.99999999)
-    assert judge(strict, "Fever. Cough.", "Fever.").statements[0].is_error
+    assert detector.name == "nli:tiny-nli"  # the checkpoint, and no path of a machine
 
 
-def test_what_cannot_be_judged_is_unparsed_and_never_clean(detector):
+def test_what_cannot_be_judged_is_unparsed_and_never_clean(detector, folder):
+    broken = get_detector("nli", name_or_path=str(folder))
+    torch.nn.init.constant_(broken.model.classifier.bias, float("nan"))
+    assert judge(broken, "Fever.", "Fever.").hallucinated is None
     for note, summary in [("Fever.", "cough " * 9), ("", "Fever."), ("Fever.", "...")]:
         judged = judge(detector, note, summary)
         assert judged.hallucinated is None and judged.score is None
     mixed = judge(detector, "Fever.", "Fever. " + "cough " * 9)
     assert [s.verdict for s in mixed.statements] == ["supported", "unparsed"]
     assert (mixed.unparsed, mixed.hallucinated) == (1, False)
-
-
-def test_a_model_that_gives_no_number_is_counted_as_unreadable(folder):
-    broken = get_detector("nli", name_or_path=str(folder))
-    with torch.no_grad():
-        broken.model.classifier.bias.fill_(float("nan"))
-    judged = judge(broken, "Fever.", "Fever.")
-    assert judged.statements[0].verdict == "unparsed" and judged.hallucinated is None
 
 
 @pytest.mark.parametrize(
@@ -127,13 +118,7 @@ def test_a_checkpoint_with_the_other_order_gives_the_other_verdicts(folder, tmp_
     assert judge(other, "Fever. Cough.", "Fever.").statements[0].verdict == "contradicted"
 
 
-def test_the_name_holds_the_checkpoint_and_no_path_of_a_machine(detector):
-    assert detector.name == "nli:tiny-nli"
-
-
 def test_what_cannot_be_loaded_says_what_to_set(tmp_path):
     for name in ("", str(tmp_path)):
         with pytest.raises(HallulibError, match="evaluation.nli_model"):
             get_detector("nli", name_or_path=name)
-    with pytest.raises(RecipeError, match="threshold"):
-        get_detector("nli", name_or_path="x", threshold=1.0)

@@ -9,18 +9,11 @@ import pytest
 
 from hallulib.files import project_root
 
-pytestmark = pytest.mark.unit
 BENCHMARKS = project_root() / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+from effect_by_pair_origin import plot_effect_by_origin  # noqa: E402
 
-
-def plot_effect_by_origin(frame):
-    """The benchmark's own function; benchmarks are no package."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        from effect_by_pair_origin import plot_effect_by_origin as plot
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return plot(frame)
+pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,15 @@ def make_generations(system: str, hows: list[str]) -> list[dict]:
     ]  # fmt: skip
 
 
-def write_page(folder, before: list[str], after: list[str], systems=("sft", "dpo"), **changes):
-    hows = dict(zip(systems, (before, after), strict=True))
+def write_page(folder, before: list[str], after: list[str], arm: str = "", **changes) -> str:
+    hows = {"sft": before, "dpo": after} | ({arm: before} if arm else {})
     records = [r for name, how in hows.items() for r in make_records(name, how)]
-    generations = [g | changes for name, how in hows.items() for g in make_generations(name, how)]
-    texts = {
-        name: measure_texts([g for g in generations if g["system"] == name]) for name in systems
+    written = {
+        name: [g | changes for g in make_generations(name, how)] for name, how in hows.items()
     }
+    texts = {name: measure_texts(own) for name, own in written.items()}
     summary = build_summary(records) | {"recipe": "a<b", "texts": texts}
-    write_report(folder / "report.html", summary, records, generations)
+    write_report(folder / "report.html", summary, records, sum(written.values(), []))
     return (folder / "report.html").read_text("utf-8")
 
 
@@ -62,17 +62,11 @@ def test_the_page_holds_rates_counts_unit_interval_b_c_and_p(tmp_path):
 
 
 def test_a_rate_bought_with_emptiness_is_red_in_words_and_in_colour(tmp_path):
-    page = write_page(tmp_path, ["invents"] * 40, ["clean"] * 30 + ["empty"] * 10)
-    assert '<p class="red" role="status">' in page and "<td>100 % to 75 %</td>" in page
+    page = write_page(tmp_path, ["invents"] * 30, ["clean"] * 21 + ["empty"] * 9)
+    assert '<p class="red" role="status">' in page and "<td>100 % to 70 %</td>" in page
     assert '<td class="red">RED</td>' in page
     assert "summaries with an answer (sft to dpo)" in page
-    assert "bought with it" in page
-
-
-def test_a_small_n_is_said_on_the_page(tmp_path):
-    assert "n = 10 is small" in write_page(
-        tmp_path, ["invents"] * 6 + ["clean"] * 4, ["clean"] * 10
-    )
+    assert "bought with it" in page and "n = 30 is small" in page
 
 
 def test_changed_items_stand_side_by_side_with_the_statement_marked_and_the_evidence(tmp_path):
@@ -83,8 +77,7 @@ def test_changed_items_stand_side_by_side_with_the_statement_marked_and_the_evid
     wrong = INVENTED.removeprefix(" Smoking: ").removesuffix(".")
     assert f"<li><b>{wrong}</b> (" in page and page.count("<mark") > 2
     smoking = NOTES[0].facts.get("smoking")
-    said = "has &#34;" if smoking else "the note says nothing on it"
-    assert said in page
+    assert ("has &#34;" if smoking else "the note says nothing on it") in page
 
 
 def test_the_html_is_well_formed_and_fetches_and_runs_nothing(tmp_path):
@@ -97,38 +90,27 @@ def test_the_html_is_well_formed_and_fetches_and_runs_nothing(tmp_path):
 
 def test_markup_in_a_text_or_a_name_stays_text(tmp_path):
     page = write_page(
-        tmp_path, ["invents"], ["clean"], systems=("sft", "<b>odd"),
-        context="<script>alert(1)</script> & BP < 90",
-    )  # fmt: skip
+        tmp_path, ["invents"], ["clean"], "<b>odd", context="<script>alert(1)</script> & BP < 90"
+    )
     assert "<script" not in page and "&lt;script&gt;" in page and "BP &lt; 90" in page
     assert "<b>odd" not in page and "&lt;b&gt;odd" in page
     assert "<title>Evaluation of a&lt;b</title>" in page
 
 
-def test_a_page_without_a_comparison_still_stands(tmp_path):
-    summary = build_summary(make_records("base", ["clean"] * 5)) | {"recipe": "r"}
-    write_report(tmp_path / "report.html", summary, make_records("base", ["clean"] * 5), [])
-    page = (tmp_path / "report.html").read_text("utf-8")
-    assert "fewer than two trained systems" in page and "What changed" not in page
-
-
 def test_perplexity_and_token_accuracy_are_of_the_references_that_could_be_scored():
-    rows = make_generations("x", ["clean"] * 4)
-    rows[0] |= {"reference_logp": None, "reference_hits": None, "reference_tokens": None}
-    found = measure_texts(rows)
+    first, *others = make_generations("x", ["clean"] * 4)
+    unscored = {name: value for name, value in first.items() if "reference_" not in name}
+    found = measure_texts([unscored, *others])
     assert found["perplexity"]["value"] == pytest.approx(2.71828**2, rel=1e-4)
     assert found["perplexity"]["n"] == 3
     assert found["token_accuracy"]["value"] == pytest.approx(1 / 3)
-    assert measure_texts(rows[:1])["perplexity"] is None
+    assert measure_texts([unscored])["perplexity"] is None
 
 
 def test_overlap_is_one_for_the_reference_itself_and_falls_to_zero_for_silence():
-    same, silent = (
-        measure_texts(make_generations("x", ["clean"] * 4)),
-        measure_texts(make_generations("x", ["empty"] * 4)),
-    )
-    assert {round(v["value"], 6) for v in same["overlap"].values()} == {1.0}
-    assert {v["value"] for v in silent["overlap"].values()} == {0.0}
+    for how, overlap in (("clean", 1), ("empty", 0)):
+        found = measure_texts(make_generations("x", [how] * 4))["overlap"]
+        assert {round(v["value"], 6) for v in found.values()} == {overlap}
     assert measure_texts([{"text": "a", "reference": " "}])["overlap"] is None
 
 
@@ -144,9 +126,7 @@ def test_vocabulary_and_length_by_hand():
     assert found["mattr"] == 3 / 6
     assert (found["p0"], found["p50"], found["p100"]) == (2, 3, 4)
     assert measure_words("")["mattr"] is None and measure_words("")["distinct_pairs"] is None
-
-
-def test_rich_words_in_a_window_do_not_fall_with_length_and_repetition_does():
+    # Rich words in a window do not fall with length, and repetition does.
     rich = measure_words(" ".join(f"w{i % 60}" for i in range(600)))
     assert (rich["mattr"], rich["distinct"]) == (1.0, 60)
     assert measure_words("ba " * 600)["distinct_pairs"] < 0.01

@@ -11,9 +11,6 @@ from hallulib import rates
 from hallulib.files import project_root
 
 pytestmark = pytest.mark.unit
-ALONE, OLD, PEOPLE, BOTH = (
-    "detector alone", "corrected by its old error rates", "people alone", "people and detector",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +24,18 @@ def lesson():
     return names
 
 
-@pytest.fixture(scope="module")
-def reports(lesson):
+def test_a_detector_that_was_trained_on_reports_far_more_than_the_true_fall(lesson):
+    """Published for a true fall of 10 points: 27 by the detector, 38 corrected by its old rates;
+    people find it, and with the detector they are surer."""
     rng = np.random.default_rng(0)
-    return pd.DataFrame([lesson["run_study"](rng) for _ in range(500)])
-
-
-def test_a_detector_that_was_trained_on_reports_far_more_than_the_true_fall(reports):
-    """Published for a true fall of 10 points: 27 by the detector, 38 corrected by its old rates."""
+    reports = pd.DataFrame([lesson["run_study"](rng) for _ in range(500)])
+    reports.columns = ["alone", "old", "people", "both"]
     mean = reports.mean()
-    assert mean[ALONE] == pytest.approx(0.27, abs=0.01)
-    assert mean[OLD] == pytest.approx(0.38, abs=0.02)
-    assert reports[ALONE].quantile(0.025) > 0.15  # and it is sure of it
-    assert mean[[PEOPLE, BOTH]].tolist() == pytest.approx([0.10, 0.10], abs=0.015)
-
-
-def test_people_with_the_detector_are_surer_than_people_alone(reports):
-    assert reports[BOTH].std() < reports[PEOPLE].std()
+    assert mean["alone"] == pytest.approx(0.27, abs=0.01)
+    assert mean["old"] == pytest.approx(0.38, abs=0.02)
+    assert reports["alone"].quantile(0.025) > 0.15  # and it is sure of it
+    assert mean[["people", "both"]].tolist() == pytest.approx([0.10, 0.10], abs=0.015)
+    assert reports["both"].std() < reports["people"].std()
 
 
 def test_rogan_gladen_gives_the_worked_example(lesson):
