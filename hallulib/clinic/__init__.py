@@ -1,7 +1,5 @@
 """The built-in clinic world: notes whose facts are known, so hallucination is measured exactly."""
 
-from __future__ import annotations
-
 from hallulib.clinic.facts import check, find_omissions
 from hallulib.clinic.notes import KINDS, Note, make_notes
 from hallulib.clinic.summaries import exchange_fact, write_reference, write_summary

@@ -1,7 +1,5 @@
 """The words of the clinic world and its writers, as words.yaml and styles.yaml list them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any

@@ -4,13 +4,13 @@ Not with pandas: its readers drop the surplus fields of a CSV row, turn the id "
 line of a broken JSON file, and make 3.0 of a whole number beside an empty cell.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from hallulib.files import display_path, parse_lines
 
 Record = dict[str, Any]
 # UTF-32 first: its mark begins with that of UTF-16.
-_MARKS = [
-    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-]  # fmt: skip
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 BATCH = 256  # rows of a parquet file in memory at a time
 csv.field_size_limit(2**31 - 1)  # a note may be longer than csv's default of 131,072 characters
 
@@ -42,20 +42,13 @@ def read_records(path: Path, encoding: str = "auto") -> Iterator[tuple[int, Reco
     if not path.is_file():
         raise DataError(f"there is no file {name}", "check data.path in the recipe")
     if ending not in ENDINGS:
-        raise DataError(
-            f"{name} is not a file this course reads",
-            f"give a file that ends in one of {', '.join(ENDINGS)}",
-        )
-    if ending == ".parquet":
-        records = _read_parquet(path, name)
-    else:
-        records = _READERS[ending](_read_text(path, name, encoding), name)
-    for number, record in records:
+        known = ", ".join(ENDINGS)
+        raise DataError(f"{name} is not a file this course reads", f"give a file in {known}")
+    source = path if ending == ".parquet" else _read_text(path, name, encoding)
+    for number, record in READERS[ending](source, name):
         if not isinstance(record, dict):
-            raise DataError(
-                f"{name}, row {number}: {type(record).__name__}, not an object",
-                'write one JSON object per row, as {"context": ..., "reference": ...}',
-            )
+            what = f"{name}, row {number}: {type(record).__name__}, not an object"
+            raise DataError(what, 'write one JSON object per row, as {"context": ...}')
         yield number, record
     if not number:
         raise DataError(f"{name} has no rows", "give a file with at least one row")
@@ -66,8 +59,8 @@ def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Record]]:
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise DataError(f"{name} is not a parquet file ({error})", "write it again") from error
-    batches = file.iter_batches(batch_size=BATCH)
-    yield from enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+    batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=BATCH))
+    return enumerate(chain.from_iterable(batches), start=1)
 
 
 def _read_text(path: Path, name: str, encoding: str) -> str:
@@ -75,14 +68,11 @@ def _read_text(path: Path, name: str, encoding: str) -> str:
     only a person can see which reading is right."""
     data = path.read_bytes()
     if encoding == "auto":
-        encoding = next((code for mark, code in _MARKS if data.startswith(mark)), "utf-8")
+        encoding = next((code for mark, code in MARKS.items() if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding).removeprefix("\ufeff")  # Excel writes a mark into UTF-8 too
-    except LookupError:
-        raise DataError(
-            f"data.encoding is {encoding!r}, which Python does not know",
-            "name it as in utf-8, cp1252, latin-1, mac-roman or utf-16",
-        ) from None
+    except LookupError as error:
+        raise DataError(f"data.encoding: {error}", "name one, as utf-8, cp1252, utf-16") from None
     except UnicodeDecodeError as error:
         around = data[max(0, error.start - 12) : error.start + 12]
         guess = from_bytes(data).best()
@@ -102,23 +92,19 @@ def _read_csv(text: str, name: str) -> Iterator[tuple[int, Record]]:
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        columns = list(reader.fieldnames or [])
-        double = next((column for column in columns if columns.count(column) > 1), None)
-        if double is not None:
+        columns = reader.fieldnames or []
+        if len(set(columns)) < len(columns):
+            double = max(columns, key=columns.count)
             raise DataError(f"{name}: two columns are called {double!r}", "rename one of them")
         for number, record in enumerate(reader, start=1):
             if None in record or None in record.values():
                 relation = "more" if None in record else "fewer"
-                raise DataError(
-                    f"{name}, row {number}: {relation} fields than the header",
-                    "put quotes around fields that hold commas or line breaks",
-                )
+                what = f"{name}, row {number}: {relation} fields than the header"
+                raise DataError(what, "put quotes around fields that hold commas or line breaks")
             yield number, record
     except csv.Error as error:
-        raise DataError(
-            f"{name}, row {number + 1}: not CSV ({error})",
-            "double the quotes inside a field, and close those around it",
-        ) from error
+        what = f"{name}, row {number + 1}: not CSV ({error})"
+        raise DataError(what, "double the quotes inside a field, and close those around") from error
 
 
 def _read_jsonl(text: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -126,23 +112,22 @@ def _read_jsonl(text: str, name: str) -> Iterator[tuple[int, Any]]:
 
 
 def _read_json(text: str, name: str) -> Iterator[tuple[int, Any]]:
+    advice = "write one list of objects, or one object per line in a file that ends in .jsonl"
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{name}, line {error.lineno}: not JSON ({error.msg})",
-            "a .json file is one list; with one object per line its name must end in .jsonl",
-        ) from error
+        raise DataError(f"{name}, line {error.lineno}: not JSON ({error.msg})", advice) from error
     if not isinstance(rows, list):
-        raise DataError(f"{name} holds no list", "write a list of objects, or JSON Lines (.jsonl)")
-    yield from enumerate(rows, start=1)
+        raise DataError(f"{name} holds no list", advice)
+    return enumerate(rows, start=1)
 
 
-_READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json}
-ENDINGS = (*_READERS, ".parquet")
+READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json,
+           ".parquet": _read_parquet}  # fmt: skip
+ENDINGS = tuple(READERS)
 
 
-def require_text(record: Record, column: str, place: str) -> str:
+def read_text(record: Record, column: str, place: str) -> str:
     """The text in a cell, as it is. Raises DataError at `place` (file and row) if it is missing or
     no text (null, NaN)."""
     if column not in record:
@@ -154,12 +139,7 @@ def require_text(record: Record, column: str, place: str) -> str:
 
 
 def check_text(value: Any, place: str) -> str:
-    """`value` if it is text that can be stored. Raises DataError at `place` otherwise."""
-    problem = "" if isinstance(value, str) else f"{value!r} is not text"
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        problem = "the text holds half a character (a lone surrogate)"
-    if problem:
-        raise DataError(f"{place}: {problem}", "fill it or remove the row")
+    """`value`, if it can be stored as text: a lone surrogate, half a character, cannot."""
+    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+        raise DataError(f"{place}: {value!r:.80} is not text", "fill it or remove the row")
     return value

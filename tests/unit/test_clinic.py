@@ -15,7 +15,7 @@ from hallulib.clinic import (
     write_reference,
     write_summary,
 )
-from hallulib.clinic.facts import find_statements
+
 from hallulib.clinic.notes import OPTIONAL_SECTIONS, SECTIONS
 from hallulib.clinic.words import WORDS, WRITERS
 from hallulib.files import project_root

@@ -15,7 +15,8 @@ import pytest
 from data_factory import TEMPLATE, make_text, medhal_record, open_run, write_jsonl
 
 from hallulib.clinic import exchange_fact, make_notes, write_reference
-from hallulib.data import SPLITS, prepare_data
+from hallulib.data import prepare_data
+from hallulib.data.schema import SPLITS
 from hallulib.data.medhal import join_twins, stream_medhal_rows
 from hallulib.errors import DataError
 from hallulib.files import project_root

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from data_factory import REAL, TEMPLATE, open_run, write_file, write_jsonl
 
-from hallulib.data import SPLITS, prepare_data
+from hallulib.data import prepare_data
+from hallulib.data.schema import SPLITS
 from hallulib.data.files import read_records
 from hallulib.data.own import stream_own_rows
 from hallulib.data.schema import build_prompt, hash_context

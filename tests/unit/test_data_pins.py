@@ -11,7 +11,8 @@ from base_model import draw_corpus_note
 
 from hallulib.clinic.notes import make_notes
 from hallulib.clinic.summaries import write_reference, write_summary
-from hallulib.data import SPLITS, prepare_data
+from hallulib.data import prepare_data
+from hallulib.data.schema import SPLITS
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
 
