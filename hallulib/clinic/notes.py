@@ -142,16 +142,11 @@ def _name_fields(patient: Facts) -> dict[str, str]:
     """What a sentence template may ask for: values by kind, and pronouns."""
     illness, relative = patient["family_history"][0].split(" in ")
     he, his, him = ("he", "his", "him") if patient["sex"] == ["man"] else ("she", "her", "her")
-    return {kind: join_values(values) for kind, values in patient.items()} | {
+    return {kind: " and ".join(values) for kind, values in patient.items()} | {
         "illness": illness, "relative": relative, "relative_cap": relative.capitalize(),
         "negatives_or": " or ".join(patient["negatives"]),
         "he": he, "his": his, "him": him, "He": he.capitalize(), "His": his.capitalize(),
     }  # fmt: skip
-
-
-def join_values(values: list[str]) -> str:
-    """Join the values of one kind as a sentence would."""
-    return " and ".join(values)
 
 
 def _draw_distractors(

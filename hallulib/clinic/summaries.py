@@ -8,7 +8,7 @@ That gap between source and reference is what teaches a summariser to make thing
 import random
 import re
 
-from hallulib.clinic.notes import Facts, Note, draw_patient, join_values
+from hallulib.clinic.notes import Facts, Note, draw_patient
 
 SENTENCES = [
     "A {sex} aged {age} years with {complaint} for {duration}.",
@@ -28,7 +28,7 @@ SENTENCES = [
 
 def write_summary(facts: Facts) -> str:
     """Return the faithful summary of `facts` (kind -> values)."""
-    values = {kind: join_values(stated) for kind, stated in facts.items()}
+    values = {kind: " and ".join(stated) for kind, stated in facts.items()}
     wanted = {sentence: set(re.findall(r"{(\w+)}", sentence)) for sentence in SENTENCES}
     stated = [sentence for sentence, kinds in wanted.items() if kinds <= values.keys()]
     return " ".join(sentence.format(**values) for sentence in stated)
@@ -49,6 +49,6 @@ def exchange_fact(note: Note, seed: int) -> tuple[str, str]:
     other = draw_patient(rng)[kind]
     while set(other) & set(note.facts[kind]):
         other = draw_patient(rng)[kind]
-    stated, claimed = join_values(note.facts[kind]), join_values(other)
+    stated, claimed = " and ".join(note.facts[kind]), " and ".join(other)
     explanation = f"The {kind.replace('_', ' ')} in the note is {stated}, not {claimed}."
     return write_summary(note.facts | {kind: other}), explanation

@@ -23,10 +23,9 @@ EXAMPLES = 3  # ids named per finding
 def audit_splits(
     splits: Mapping[str, Sequence[Row]], tokenizer: Any, max_length: int, near: float
 ) -> dict[str, Any]:
-    """Return {max_length, splits: {name: ...}, leaks} for rows.
+    """Return {max_length, splits: {name: figures}, leaks}, lengths in tokens.
 
-    Lengths are in tokens of `tokenizer`, prompts after the chat template, references with their
-    end token. `near` is the similarity from which two notes count as the same (0: not looked for).
+    `near` is the similarity from which two notes count as the same (0: not looked for).
     """
     return {
         "max_length": max_length,
@@ -35,7 +34,6 @@ def audit_splits(
             "groups": find_leaks(splits, "group_id")[:EXAMPLES],
             "contexts": len(find_leaks(splits, "context")),
             "near_duplicates": find_near_leaks(splits, near) if near else None,
-            "threshold": near,
         },
     }
 
@@ -111,36 +109,35 @@ def find_damage(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 def refuse_cut_rows(audit: Mapping[str, Any], max_cut_share: float) -> None:
     """Raise DataError when more of the training rows exceed max_length than the recipe allows."""
     part = audit["splits"]["train"]
-    if part["cut_share"] > max_cut_share:
-        tokens = part["total_tokens"]
-        raise DataError(
-            f"{part['cut']} of {part['rows']} training rows ({part['cut_share']:.1%}) exceed "
-            f"model.max_length of {audit['max_length']} tokens (half need {tokens['p50']} or more, "
-            f"the longest {tokens['max']}). Cut, {part['labels_all_lost']} of them would have no "
-            "label left. See data/audit.json",
-            f"raise model.max_length, leave long rows out with data.max_chars, or accept it with "
-            f"data.max_cut_share (now {max_cut_share})",
-        )
+    if part["cut_share"] <= max_cut_share:
+        return
+    tokens, limit = part["total_tokens"], audit["max_length"]
+    raise DataError(
+        f"{part['cut']} of {part['rows']} training rows ({part['cut_share']:.1%}) exceed "
+        f"model.max_length of {limit} tokens (half need {tokens['p50']} or more, the longest "
+        f"{tokens['max']}). Cut, {part['labels_all_lost']} of them would have no label left. "
+        "See data/audit.json",
+        "raise model.max_length, leave long rows out with data.max_chars, or accept it with "
+        f"data.max_cut_share (now {max_cut_share})",
+    )
 
 
 def audit_references(rows: Sequence[Row]) -> dict[str, Any] | None:
     """How often a reference states what its note does not, by the exact checker.
 
-    Returns {summary, statement: rates of wrong ones, by_kind: kind -> wrong statements, in_note and
-    in_reference: kind -> share of rows that state it}, or None where the facts are not known.
+    Returns {summary: rate of references with a wrong statement, by_kind: kind -> wrong statements,
+    in_note and in_reference: kind -> share of rows that state it}, or None without facts.
     """
     facts = [read_facts(row) for row in rows if row["facts"]]
     checked = [check(read_facts(row), row["reference"]) for row in rows if row["facts"]]
     if not any(checked):
         return None
     wrong = [[s["kind"] for s in found if s["verdict"] != "supported"] for found in checked]
-    by_kind = Counter(kind for kinds in wrong for kind in kinds)
     in_note = Counter(kind for known in facts for kind in known)
     stated = Counter(kind for found in checked for kind in {s["kind"] for s in found})
     return {
         "summary": rate(sum(map(bool, wrong)), len(checked), "references").to_dict(),
-        "statement": rate(by_kind.total(), sum(map(len, checked)), "statements").to_dict(),
-        "by_kind": dict(by_kind.most_common()),
+        "by_kind": dict(Counter(kind for kinds in wrong for kind in kinds).most_common()),
         "in_note": {kind: in_note[kind] / len(facts) for kind in KINDS},
         "in_reference": {kind: stated[kind] / len(checked) for kind in KINDS},
     }

@@ -4,7 +4,6 @@ Not with pandas: its readers drop the surplus fields of a CSV row, turn the id "
 line of a broken JSON file, and make 3.0 of a whole number beside an empty cell.
 """
 
-import codecs
 import csv
 import io
 import json
@@ -16,17 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from charset_normalizer import from_bytes
 
 from hallulib.errors import DataError
 from hallulib.files import display_path, parse_lines
 
 Record = dict[str, Any]
-# UTF-32 first: its mark begins with that of UTF-16.
-MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
 BATCH = 256  # rows of a parquet file in memory at a time
 csv.field_size_limit(2**31 - 1)  # a note may be longer than csv's default of 131,072 characters
 
@@ -44,7 +37,7 @@ def read_records(path: Path, encoding: str = "auto") -> Iterator[tuple[int, Reco
     if ending not in ENDINGS:
         known = ", ".join(ENDINGS)
         raise DataError(f"{name} is not a file this course reads", f"give a file in {known}")
-    source = path if ending == ".parquet" else _read_text(path, name, encoding)
+    source = path if ending == ".parquet" else _read_file(path, name, encoding)
     for number, record in READERS[ending](source, name):
         if not isinstance(record, dict):
             what = f"{name}, row {number}: {type(record).__name__}, not an object"
@@ -52,6 +45,27 @@ def read_records(path: Path, encoding: str = "auto") -> Iterator[tuple[int, Reco
         yield number, record
     if not number:
         raise DataError(f"{name} has no rows", "give a file with at least one row")
+
+
+def _read_file(path: Path, name: str, encoding: str) -> str:
+    """The text of a file; where the bytes are in another encoding, how they read in others, because
+    only a person can see which reading is right."""
+    data = path.read_bytes()
+    if encoding == "auto":
+        encoding = json.detect_encoding(data)  # utf-8, or by the mark; of other text, too
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")  # Excel writes a mark into UTF-8
+    except LookupError as error:
+        raise DataError(f"data.encoding: {error}", "name one, as utf-8, cp1252, utf-16") from None
+    except UnicodeDecodeError as error:
+        around = data[max(0, error.start - 12) : error.start + 12]
+        others = ("cp1252", "cp1250", "mac_roman", "shift_jis")
+        readings = [f"{around.decode(code, errors='replace')!r} in {code}" for code in others]
+        raise DataError(
+            f"{name}, line {data.count(10, 0, error.start) + 1}: the bytes are not {encoding}",
+            "save the file as UTF-8, or set data.encoding to the one in which this place reads "
+            f"right: {', '.join(readings)} (Excel on Windows writes cp1252)",
+        ) from error
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Record]]:
@@ -63,33 +77,9 @@ def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Record]]:
     return enumerate(chain.from_iterable(batches), start=1)
 
 
-def _read_text(path: Path, name: str, encoding: str) -> str:
-    """The text of a file; where the bytes are in another encoding, how they read in others, because
-    only a person can see which reading is right."""
-    data = path.read_bytes()
-    if encoding == "auto":
-        encoding = next((code for mark, code in MARKS.items() if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding).removeprefix("\ufeff")  # Excel writes a mark into UTF-8 too
-    except LookupError as error:
-        raise DataError(f"data.encoding: {error}", "name one, as utf-8, cp1252, utf-16") from None
-    except UnicodeDecodeError as error:
-        around = data[max(0, error.start - 12) : error.start + 12]
-        guess = from_bytes(data).best()
-        names = dict.fromkeys(["cp1252", *([guess.encoding] if guess else []), "mac_roman"])
-        readings = [f"{around.decode(code, errors='replace')!r} in {code}" for code in names]
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{name}, line {line}: the bytes are not {encoding}",
-            "save the file as UTF-8, or set data.encoding to the one in which this place reads "
-            f"right: {', '.join(readings)} (Excel on Windows writes cp1252)",
-        ) from error
-
-
 def _read_csv(text: str, name: str) -> Iterator[tuple[int, Record]]:
-    header, number = text.split("\n", 1)[0], 0
     # the delimiter is the sign that the header has most of
-    delimiter = max(",;\t", key=header.count)
+    delimiter, number = max(",;\t", key=text.split("\n", 1)[0].count), 0
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         columns = reader.fieldnames or []
@@ -131,10 +121,8 @@ def read_text(record: Record, column: str, place: str) -> str:
     """The text in a cell, as it is. Raises DataError at `place` (file and row) if it is missing or
     no text (null, NaN)."""
     if column not in record:
-        raise DataError(
-            f"{place}: no column {column!r} (there are: {', '.join(map(str, record))})",
-            f"rename the column that holds it, or set data.columns ({{{column}: its name}})",
-        )
+        what = f"{place}: no column {column!r} (there are: {', '.join(map(str, record))})"
+        raise DataError(what, f"rename a column, or set data.columns ({{{column}: its name}})")
     return check_text(record[column], f"{place}, column {column!r}")
 
 

@@ -46,11 +46,8 @@ def describe_cuts(
 
 
 def describe_length_bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float] | None:
-    """How much longer the rejected side is, in tokens, or None without pairs.
-
-    `preferred_shorter` is the share of pairs that a rule "take the shorter one" gets right, ties
-    half: 0.5 means that length tells nothing about the label.
-    """
+    """How much longer the rejected side is, in tokens, or None without pairs; `preferred_shorter`
+    is the share of pairs that "take the shorter one" gets right (0.5: length tells nothing)."""
     if not len(chosen):
         return None
     gap = rejected - chosen

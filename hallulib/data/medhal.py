@@ -52,10 +52,8 @@ def stream_medhal_rows(
 
 
 def _load_hub(path: str) -> tuple[dict[str, Any], str]:
-    """The splits of a folder or of a hub id, and the commit that was read ("" for a folder).
-
-    A pinned commit that was read before is read from the cache, without the network.
-    """
+    """The splits of a folder or of a hub id, and the commit read ("" for a folder). A pinned
+    one that was read before comes from the cache, without the network."""
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
@@ -68,10 +66,8 @@ def _load_hub(path: str) -> tuple[dict[str, Any], str]:
             print(f"data: reading {name} at {revision}; pin it with data.path={name}@{revision}")
         return load_dataset(name, revision=revision), revision
     except Exception as error:  # datasets raises many kinds: offline, unknown, gated, malformed
-        raise DataError(
-            f"the data set {name!r} could not be loaded ({type(error).__name__}: {error})",
-            "check the name, the revision and the network, or give a local file or folder",
-        ) from error
+        what = f"the data set {name!r} could not be loaded ({type(error).__name__}: {error})"
+        raise DataError(what, "check name, revision and network, or give a local file") from error
 
 
 def _read_record(record: Record, place: str, sources: set[str]) -> Row | str:
@@ -105,12 +101,12 @@ def join_twins(rows: Iterable[Row], dropped: Counter[str]) -> list[Row]:
     factual: list[Row] = []
     others: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        family = others[hash_context(row["context"]), row["inner_id"]]
+        family = others[row["group_id"], row["inner_id"]]
         (factual if row["reference"] else family).append(row)
     matches = sorted(
         (-_measure_overlap(row["reference"], other["rejected"]), row["id"], other["id"])
         for row in factual
-        for other in others[hash_context(row["context"]), row["inner_id"]]
+        for other in others[row["group_id"], row["inner_id"]]
         if row["reference"] != other["rejected"]
     )
     statements = {other["id"]: other["rejected"] for family in others.values() for other in family}

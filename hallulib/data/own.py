@@ -7,8 +7,8 @@ The columns say which of four forms a row has:
     prompt + chosen + rejected       text, or TRL's lists of role and content; also with context
     messages (or conversations)      a chat: every answer of the assistant is a row
 
-Conversations in OpenAI's, ShareGPT's and TRL's form become lists of {role, content}. A prompt is
-one text here, so earlier turns are written out with who said them.
+Chats may be OpenAI's, ShareGPT's or TRL's. A prompt is one text here, so earlier turns are written
+out with who said them.
 """
 
 from collections import Counter
@@ -77,9 +77,7 @@ def _rename_columns(record: Record, columns: Mapping[str, str], place: str) -> R
 
 def _read_id(record: Record, column: str, place: str) -> str:
     """An id as text; "" where there is none. 3.0 or nan are no ids: a spreadsheet made them."""
-    value = record.get(column)
-    if value is None or value == "":
-        return ""
+    value = "" if record.get(column) is None else record[column]
     if type(value) not in (int, str):
         what = f"{place}, column {column!r}: {value!r} is neither text nor a whole number"
         raise DataError(what, "write ids as text, or leave the column out")
@@ -87,8 +85,7 @@ def _read_id(record: Record, column: str, place: str) -> str:
 
 
 def _read_sides(record: Record, template: str, place: str) -> list[Row]:
-    """The row of a note or prompt with its answer, or with two; context is what is judged against,
-    reference the chosen side."""
+    """The row of a note or prompt with its answer, or with two: reference is the chosen side."""
     is_pair = "chosen" in record
     if is_pair and isinstance(record["chosen"], list) and not {"prompt", "context"} & record.keys():
         record = record | _split_sides(record, place)
@@ -97,11 +94,10 @@ def _read_sides(record: Record, template: str, place: str) -> list[Row]:
         prompt = build_prompt(template, context)
     else:
         prompt, context = _write_prompt(_read_turns(record, "prompt", "user", place))
-    sides = {"reference": _read_answer(record, "chosen" if is_pair else "reference", place)}
-    if is_pair:
-        sides["rejected"] = _read_answer(record, "rejected", place)
-    group = hash_context(context)
-    return [make_row(source="file", group_id=group, prompt=prompt, context=context, **sides)]
+    row = make_row(source="file", group_id=hash_context(context), prompt=prompt, context=context)
+    row["reference"] = _read_answer(record, "chosen" if is_pair else "reference", place)
+    row["rejected"] = _read_answer(record, "rejected", place) if is_pair else ""
+    return [row]
 
 
 def _read_chat(record: Record, template: str, place: str) -> list[Row]:
@@ -151,7 +147,7 @@ def _read_turn(message: Any, place: str) -> Turn:
     if content is None and (message.get("tool_calls") or message.get("function_call")):
         content = ""
     if isinstance(content, list):  # parts, of which only texts can be read
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        parts = [part.get("text", part) if isinstance(part, dict) else part for part in content]
         content = "\n".join(check_text(part, place) for part in parts)
     return {"role": ROLES[said], "content": check_text(content, place).strip()}
 

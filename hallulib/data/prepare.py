@@ -75,11 +75,8 @@ def prepare_data(recipe: Recipe, run: Run) -> DataResult:
 
 
 def load_splits(data: DataSection, seed: int) -> tuple[Splits, dict[str, Any]]:
-    """Return (split -> rows, where they are from) of MedHal or the user's own file.
-
-    The second is {dropped: reason -> count, merged_groups, largest_group} and, from the hub,
-    {revision, hub_splits}.
-    """
+    """Return (split -> rows, where they are from: {dropped: reason -> count, merged_groups,
+    largest_group} and, from the hub, {revision, hub_splits}) of MedHal or the user's own file."""
     if not data.path:
         raise DataError("data.path is empty", "set it to a .csv, .jsonl or .parquet file")
     dropped: Counter[str] = Counter()
@@ -120,8 +117,8 @@ def _check_rows(rows: Iterable[Row], data: DataSection, dropped: Counter[str]) -
 
 
 def make_clinic_splits(data: DataSection, seed: int) -> Splits:
-    """Make the clinic's notes and their rows. Half of the test notes are in the style that no other
-    split has; the prefixes keep the ids, and so the random draws, apart."""
+    """Make the clinic's notes and their rows; half of the test notes are in the style that no other
+    split has, and prefixes keep the ids, and so the random draws, apart."""
     held_out = data.test_size // 2
     splits: Splits = {name: [] for name in SPLITS}
     for split, prefix, size, styles in (

@@ -40,11 +40,10 @@ def choose_split(group_id: str, sizes: Mapping[str, int], seed: int) -> str:
 def draw_rows(
     rows: Iterable[Row], sizes: Mapping[str, int], seed: int, dropped: Counter[str]
 ) -> list[Row]:
-    """Draw from a stream enough whole groups for the splits; the rows keep the stream's order.
+    """Draw from a stream enough whole groups for the splits, by their hashes alone, in the stream's
+    order; memory does not grow with the stream, and what is not drawn is counted in `dropped`.
 
-    Which groups are drawn depends on their hashes alone, and memory does not grow with the stream.
     Rows without a reference (MedHal's non-factual ones) come with their group and do not count.
-    What is not drawn is counted in `dropped`.
     """
     held: list[Row] = []
     left_out: Counter[bool] = Counter()
@@ -74,11 +73,8 @@ def _keep_first_groups(rows: list[Row], sizes: Mapping[str, int], seed: int) -> 
 
 
 def split_rows(rows: Iterable[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
-    """Assign rows to splits by group, at most `sizes[split]` to each, whole groups first.
-
-    With fewer rows than asked for, the shares stay in proportion. Raises DataError when a split
-    would be empty.
-    """
+    """Assign rows to splits by group, at most `sizes[split]` to each, whole groups first; with fewer
+    rows than asked for, the shares stay in proportion. Raises DataError when a split is empty."""
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in sorted(rows, key=lambda r: (hash_share(seed, r["group_id"], "order"), r["id"])):
         name = choose_split(row["group_id"], sizes, seed)
@@ -86,10 +82,8 @@ def split_rows(rows: Iterable[Row], sizes: Mapping[str, int], seed: int) -> dict
             splits[name].append(row | {"split": name})
     for name, members in splits.items():
         if not members:
-            raise DataError(
-                f"no rows for the {name} split: there are too few groups (documents or patients)",
-                "give more rows, or rows with more than one group_id",
-            )
+            what = f"no rows for the {name} split: too few groups (documents or patients)"
+            raise DataError(what, "give more rows, or rows with more than one group_id")
     return splits
 
 
@@ -134,10 +128,10 @@ def find_near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tup
 def merge_near_duplicates(
     rows: Sequence[Row], threshold: float
 ) -> tuple[list[Row], dict[str, int]]:
-    """Put rows with nearly the same note into one group: that of the first of them.
+    """Put rows with nearly the same note into one group: that of the first of them, so that rows
+    added at the end move none of the others, unless a new note ties two older groups together.
 
-    So rows added at the end move none of the others, unless a new note ties two older groups
-    together. Returns (rows, {merged_groups: groups that went into another, largest_group: rows}).
+    Returns (rows, {merged_groups: groups that went into another, largest_group: rows}).
     """
     # one graph of groups and notes, numbered as they first occur: each row ties a note to a group
     group, groups = pd.factorize(pd.Series([row["group_id"] for row in rows]))
