@@ -8,8 +8,9 @@ states is in `Note.facts`; what is true of the patient but not written is in `No
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 
-from hallulib.clinic.words import SEEN_STYLES, WORDS, WRITERS, Writer
+import yaml
 
 Facts = dict[str, list[str]]  # kind of fact -> its values
 # section of a note -> the kinds of facts it states
@@ -31,6 +32,29 @@ DISTRACTORS = {
     "allergies": ("family_history", "allergies", "allergen"),
     "smoking": ("family_history", "smoking", "smoker"),
 }
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who words a note: sentence templates per section, misleading sentences per topic, and how
+    often one of each topic slips in."""
+
+    style: str
+    sentences: dict[str, list[str]]
+    misleading: dict[str, list[str]]
+    distractor_rate: float = 0.15
+
+
+WORDS, _STYLES = (
+    yaml.safe_load(files("hallulib.clinic").joinpath(name).read_text("utf-8"))
+    for name in ("words.yaml", "styles.yaml")
+)
+HELD_OUT_STYLE: str = _STYLES["held_out"]
+WRITERS = {
+    style: Writer(style, sentences, _STYLES["misleading"])
+    for style, sentences in _STYLES["styles"].items()
+}
+SEEN_STYLES = [style for style in WRITERS if style != HELD_OUT_STYLE]
 
 
 @dataclass(frozen=True)

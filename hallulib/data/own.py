@@ -1,14 +1,8 @@
 """Anybody's files: notes, prompts, ready-made preference pairs and chats into the row schema.
 
-The columns say which of four forms a row has:
-
-    context + reference              the recipe's template makes the prompt
-    prompt + reference               (or + completion, TRL's name for it)
-    prompt + chosen + rejected       text, or TRL's lists of role and content; also with context
-    messages (or conversations)      a chat: every answer of the assistant is a row
-
-Chats may be OpenAI's, ShareGPT's or TRL's. A prompt is one text here, so earlier turns are written
-out with who said them.
+The columns say which form a row has: context or prompt with reference (TRL: completion), the same
+with chosen and rejected, or messages (ShareGPT: conversations), a chat of which every answer of the
+assistant is a row. A prompt is one text here, so earlier turns are written out with who said them.
 """
 
 from collections import Counter

@@ -22,8 +22,6 @@ from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DataSection
 from hallulib.run import Run, stage
 
-Splits = dict[str, list[Row]]
-
 
 @dataclass(frozen=True)
 class DataResult:
@@ -74,7 +72,7 @@ def prepare_data(recipe: Recipe, run: Run) -> DataResult:
     return DataResult(run.path("data"), counts, audit, notes={"rows": counts} | origin)
 
 
-def load_splits(data: DataSection, seed: int) -> tuple[Splits, dict[str, Any]]:
+def load_splits(data: DataSection, seed: int) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     """Return (split -> rows, where they are from: {dropped: reason -> count, merged_groups,
     largest_group} and, from the hub, {revision, hub_splits}) of MedHal or the user's own file."""
     if not data.path:
@@ -116,11 +114,11 @@ def _check_rows(rows: Iterable[Row], data: DataSection, dropped: Counter[str]) -
             yield row
 
 
-def make_clinic_splits(data: DataSection, seed: int) -> Splits:
+def make_clinic_splits(data: DataSection, seed: int) -> dict[str, list[Row]]:
     """Make the clinic's notes and their rows; half of the test notes are in the style that no other
     split has, and prefixes keep the ids, and so the random draws, apart."""
     held_out = data.test_size // 2
-    splits: Splits = {name: [] for name in SPLITS}
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for split, prefix, size, styles in (
         ("train", "train", data.train_size, clinic.SEEN_STYLES),
         ("validation", "validation", data.validation_size, clinic.SEEN_STYLES),

@@ -73,8 +73,8 @@ def _keep_first_groups(rows: list[Row], sizes: Mapping[str, int], seed: int) -> 
 
 
 def split_rows(rows: Iterable[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
-    """Assign rows to splits by group, at most `sizes[split]` to each, whole groups first; with fewer
-    rows than asked for, the shares stay in proportion. Raises DataError when a split is empty."""
+    """Assign rows to splits by group, at most `sizes[split]` to each, whole groups first; of fewer
+    rows, the same shares. Raises DataError when a split is empty."""
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in sorted(rows, key=lambda r: (hash_share(seed, r["group_id"], "order"), r["id"])):
         name = choose_split(row["group_id"], sizes, seed)

@@ -16,8 +16,7 @@ from hallulib.clinic import (
     write_reference,
     write_summary,
 )
-from hallulib.clinic.notes import OPTIONAL_SECTIONS, SECTIONS
-from hallulib.clinic.words import WORDS, WRITERS
+from hallulib.clinic.notes import OPTIONAL_SECTIONS, SECTIONS, WORDS, WRITERS
 from hallulib.files import project_root
 
 pytestmark = pytest.mark.unit

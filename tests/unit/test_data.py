@@ -43,26 +43,27 @@ def clinic(tmp_path_factory):
     return recipe, run, result, {name: result.read(name) for name in SPLITS}
 
 
-def test_the_clinic_fills_every_split_and_no_group_crosses_them(clinic):
-    *_, splits = clinic
+def test_the_clinic_fills_every_split_with_whole_rows_and_no_group_crosses_them(clinic):
+    *_, result, splits = clinic
     assert [len(splits[name]) for name in SPLITS] == [60, 12, 21]
     assert find_leaks(splits, "group_id") == [] == find_leaks(splits, "context")
-    assert all(row["split"] == name for name, rows in splits.items() for row in rows)
-    assert all(tuple(row) == COLUMNS for rows in splits.values() for row in rows)
+    for row in (row for rows in splits.values() for row in rows):
+        assert tuple(row) == COLUMNS and row in splits[row["split"]]
+        assert row["prompt"] == f"Summarise the note.\n\n{row['context']}"
+        assert row["reference"] not in row["prompt"] and row["rejected"] not in row["prompt"]
+        verdicts = check(read_facts(row), row["rejected"])  # one fact is exchanged
+        assert len({v["kind"] for v in verdicts if v["verdict"] != "supported"}) == 1
+        assert row["rejected"] != row["reference"] and "distractors" in read_facts(row)
+    assert result.audit["splits"]["train"]["length_bias"]["pairs"] == 60
+    assert result.audit["splits"]["train"]["sources"] == {"clinic": 60}
+    assert result.audit["dropped"] == {}
 
 
 def test_the_held_out_style_is_in_half_of_the_test_notes_and_nowhere_else(clinic):
-    *_, splits = clinic
-    styles = {name: [row["style"] for row in rows] for name, rows in splits.items()}
+    styles = {name: [row["style"] for row in rows] for name, rows in clinic[3].items()}
     assert HELD_OUT_STYLE not in styles["train"] + styles["validation"]
     assert styles["test"].count(HELD_OUT_STYLE) == 10
-    assert Counter(r["style_group"] for r in splits["test"]) == {"held_out": 10, "seen": 11}
-
-
-def test_no_prompt_holds_the_reference_or_the_rejected_side(clinic):
-    for row in (row for rows in clinic[3].values() for row in rows):
-        assert row["prompt"] == f"Summarise the note.\n\n{row['context']}"
-        assert row["reference"] not in row["prompt"] and row["rejected"] not in row["prompt"]
+    assert Counter(r["style_group"] for r in clinic[3]["test"]) == {"held_out": 10, "seen": 11}
 
 
 def test_references_state_what_the_note_does_not_and_the_audit_says_how_often(clinic):
@@ -87,17 +88,6 @@ def test_the_same_recipe_gives_the_same_rows_and_another_seed_gives_others(clini
     other = recipe.model_copy(update={"seed": 1})
     changed = prepare_data(other, Run.open(tmp_path / "b", other)).read("test")
     assert not {row["context"] for row in changed} & {row["context"] for row in clinic[3]["test"]}
-
-
-def test_every_clinic_row_has_its_twin_with_one_fact_exchanged(clinic):
-    _, _, result, splits = clinic
-    for row in splits["train"]:
-        verdicts = check(read_facts(row), row["rejected"])
-        assert len({v["kind"] for v in verdicts if v["verdict"] != "supported"}) == 1
-        assert row["rejected"] != row["reference"] and "distractors" in read_facts(row)
-    assert result.audit["splits"]["train"]["length_bias"]["pairs"] == 60
-    assert result.audit["splits"]["train"]["sources"] == {"clinic": 60}
-    assert result.audit["dropped"] == {}
 
 
 # --- splits, drawn from a stream -------------------------------------------------------------
@@ -203,12 +193,6 @@ def test_near_duplicates_join_the_group_of_the_first_and_chains_are_one_group():
     tied = [TEXT, make_text(2), change_words(TEXT, 1), make_text(3)]  # "c" wrote the last two
     assert merge(tied, "abcc")[0] == list("abaa")
     assert merge([TEXT, TEXT, make_text(2)], "abc")[0] == list("aac")
-
-
-def test_rows_added_at_the_end_leave_the_groups_of_the_others_as_they_were():
-    texts = [make_text(i, 100) for i in range(20)]
-    groups, counts = merge(texts + [change_words(text, 2) for text in texts])
-    assert groups == merge(texts)[0] * 2 and counts["merged_groups"] == 20
 
 
 def test_a_near_duplicate_across_splits_is_a_leak_and_one_within_a_split_is_not():

@@ -8,7 +8,6 @@ import pytest
 from data_factory import REAL, TEMPLATE, open_run, write_file, write_jsonl
 
 from hallulib.data import prepare_data, stream_own_rows
-from hallulib.data.files import read_records
 from hallulib.data.schema import SPLITS, build_prompt, hash_context
 from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError, RecipeError
@@ -179,12 +178,10 @@ def test_pairs_that_say_nothing_are_dropped_and_counted(tmp_path):
 
 @pytest.mark.parametrize(
     ("record", "words"),
-    [({"chosen": [USER, GOOD], "rejected": [GOOD, BAD]}, "chosen and rejected may differ in their"),
-     ({"chosen": [GOOD, USER], "rejected": [GOOD, GOOD]}, "'chosen': an answer may hold the assis")],
+    [({"chosen": [USER, GOOD], "rejected": [GOOD, BAD]}, "chosen and rejected may differ in"),
+     ({"chosen": [GOOD, USER], "rejected": [GOOD, GOOD]}, "'chosen': an answer may hold")],
 )  # fmt: skip
-def test_conversations_that_differ_elsewhere_than_in_the_answer_are_no_pair(
-    tmp_path, record, words
-):
+def test_conversations_that_differ_not_in_the_answer_alone_are_no_pair(tmp_path, record, words):
     with pytest.raises(DataError, match=f"row 1.*{words}"):
         load_one(tmp_path, record)
 
@@ -281,17 +278,6 @@ def test_the_samples_that_ship_are_read_and_none_of_their_rows_is_dropped(name):
     assert len(rows) >= 4 and not dropped
     has_pairs = name in ("triplets.jsonl", "trl_conversational.jsonl")
     assert all(bool(row["rejected"]) == has_pairs for row in rows)
-
-
-@needs_mts
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("training.csv", 1201), ("validation.csv", 100), ("automatic_summaries.csv", 400)],
-)  # fmt: skip
-def test_real_files_are_read_whole(name, count):
-    records = [record for _, record in read_records(REAL / "mts-dialog" / name)]
-    assert len(records) == count
-    assert all(not key.startswith("\ufeff") for key in records[0])
 
 
 @needs_mts
