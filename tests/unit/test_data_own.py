@@ -44,6 +44,8 @@ def test_own_rows_come_from_context_or_prompt_columns(tmp_path):
     assert rows[0]["reference"] == "Short."
     row = load_one(tmp_path, {"prompt": "Do it.", "reference": "Done."})
     assert row["prompt"] == "Do it." and row["group_id"] == hash_context("do  IT.")
+    patient = load_one(tmp_path, {"group_id": 7, "context": "A", "reference": "b"})
+    assert patient["group_id"] == "7"
     assert build_prompt("{context} {x}", "{braces}") == "{braces} {x}"
 
 
