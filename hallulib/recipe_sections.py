@@ -52,7 +52,9 @@ class DataSection(Section):
     max_chars: int = field(0, "leave out longer prompts (in characters); 0 = none", ge=0)
     near_duplicates: float = field(0.8, "overlap that makes notes one group; 0 = off", ge=0, le=1)
     max_cut_share: float = field(0.05, "share of cut training rows that is refused", ge=0, le=1)
-    prompt_template: str = field("Summarise the note.\n\n{context}", "prompt around the note")
+    prompt_template: str = field(
+        "Summarise the note.\n\n{context}", "prompt around the note", pattern=r"\{context\}"
+    )
     train_size: int = field(3000, "training notes", ge=1)
     validation_size: int = field(200, "validation notes", ge=1)
     test_size: int = field(400, "held-out notes", ge=1)

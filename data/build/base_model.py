@@ -17,8 +17,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from hallulib.clinic import SEEN_STYLES, Note, make_notes, write_summary
-from hallulib.clinic.notes import SECTIONS, Facts, draw_patient, write_note
-from hallulib.clinic.words import WORDS, WRITERS, Writer
+from hallulib.clinic.notes import (
+    SECTIONS,
+    WORDS,
+    WRITERS,
+    Facts,
+    Writer,
+    draw_patient,
+    write_note,
+)
 
 INSTRUCTION = "Summarise the note.\n\n{context}"
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hallulib.clinic import Note, exchange_fact, make_notes, write_reference, write_summary
-from hallulib.clinic.notes import join_values
 
 
 def export_medhal_rows(notes: Iterable[Note], seed: int, fill_rate: float) -> Iterator[dict]:
@@ -60,7 +59,7 @@ def _to_trl(triplet: dict[str, str]) -> dict[str, list[dict[str, str]]]:
 
 def _write_chat(note: Note) -> list[dict[str, str]]:
     """A question, an answer, and one more of each."""
-    age, complaint = join_values(note.facts["age"]), join_values(note.facts["complaint"])
+    (age,), (complaint,) = note.facts["age"], note.facts["complaint"]
     texts = [
         ("system", "You answer a colleague on the ward, in one friendly sentence."),
         ("user", f"Why is this patient here?\n\n{note.text}"),

@@ -4,118 +4,80 @@ It reads the fact table, never the note's wording, so it makes no judgement: a s
 supported, contradicted, or not in the note. Types follow the taxonomy of the assessment.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from hallulib.clinic.notes import KINDS
 from hallulib.clinic.summaries import SENTENCES
 
-_FIELD = re.compile(r"\\\{(\w+)\\\}")
-_SENTENCE_END = re.compile(r"\.(?=\s|$)")
 _MULTIPLE = {"history", "medications", "negatives"}
+_SINGLE = {"age", "sex", "duration", "blood_pressure", "heart_rate"}
 
 
 def _compile_sentence(template: str) -> re.Pattern[str]:
-    pattern = _FIELD.sub(r"(?P<\1>.+?)", re.escape(template.removesuffix(".")))
-    return re.compile(pattern + r"$")
+    pattern = re.escape(template.removesuffix("."))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", pattern) + "$")
 
 
-_PATTERNS = [(_compile_sentence(template), kinds) for template, kinds in SENTENCES]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One statement of a summary: `summary[start:end] == text`; `kind` is "unparsed" for a
-    sentence that states no known fact."""
-
-    text: str
-    start: int
-    end: int
-    kind: str
-
-
-def find_statements(summary: str) -> list[Statement]:
-    """Take a summary apart into statements, one per value."""
-    return [statement for span in _split_sentences(summary) for statement in _parse(*span)]
-
-
-def _split_sentences(summary: str) -> Iterator[tuple[str, int]]:
-    start = 0
-    for match in [*_SENTENCE_END.finditer(summary), None]:
-        end = match.start() if match else len(summary)
-        sentence = summary[start:end]
-        if sentence.strip():
-            yield sentence.strip(), start + len(sentence) - len(sentence.lstrip())
-        start = match.end() if match else end
-
-
-def _parse(sentence: str, offset: int) -> Iterator[Statement]:
-    for pattern, kinds in _PATTERNS:
-        match = pattern.match(sentence)
-        if match:
-            for kind in kinds:
-                yield from _split_values(match.group(kind), offset + match.start(kind), kind)
-            return
-    yield Statement(sentence, offset, offset + len(sentence), "unparsed")
-
-
-def _split_values(text: str, offset: int, kind: str) -> Iterator[Statement]:
-    position = 0
-    for value in text.split(" and ") if kind in _MULTIPLE else [text]:
-        start = offset + position
-        yield Statement(value, start, start + len(value), kind)
-        position += len(value) + len(" and ")
+_PATTERNS = [_compile_sentence(template) for template in SENTENCES]
 
 
 def check(facts: dict, summary: str) -> list[dict]:
     """Judge every statement of `summary` against a note's fact table.
 
     `facts` maps a kind to the values the note states; the optional key "distractors" maps a kind to
-    misleading values of the same kind. Returns dicts with text, start, end, kind, verdict
-    (supported | contradicted | not_in_note), error_type (None where supported) and evidence: what
-    the note states of that kind.
+    misleading values of the same kind. Returns dicts with text, start, end, kind ("unparsed" where
+    a sentence states no known fact), verdict (supported | contradicted | not_in_note), error_type
+    (None where supported) and evidence: what the note states of that kind.
     """
-    return [_judge(statement, facts) for statement in find_statements(summary)]
-
-
-def _judge(statement: Statement, facts: dict) -> dict:
-    stated = facts.get(statement.kind, [])
-    if statement.text in stated:
+    found = []
+    for statement in _find_statements(summary):
+        stated = facts.get(statement["kind"], [])
         verdict, error_type = "supported", None
-    else:
-        verdict = "contradicted" if stated else "not_in_note"
-        error_type = _name_error(statement, stated, facts)
-    return {
-        "text": statement.text,
-        "start": statement.start,
-        "end": statement.end,
-        "kind": statement.kind,
-        "verdict": verdict,
-        "error_type": error_type,
-        "evidence": "; ".join(stated),
-    }
+        if statement["text"] not in stated:
+            verdict = "contradicted" if stated else "not_in_note"
+            error_type = _name_error(statement["text"], statement["kind"], facts)
+        judged = {"verdict": verdict, "error_type": error_type, "evidence": "; ".join(stated)}
+        found.append(statement | judged)
+    return found
 
 
-def _name_error(statement: Statement, stated: list[str], facts: dict) -> str:
+def _find_statements(summary: str) -> Iterator[dict]:
+    """{text, start, end, kind} of each value, with `summary[start:end] == text`."""
+    for sentence, offset in _split_sentences(summary):
+        match = next(filter(None, (pattern.match(sentence) for pattern in _PATTERNS)), None)
+        for kind in match.groupdict() if match else ["unparsed"]:
+            text = match[kind] if match else sentence
+            start = offset + (match.start(kind) if match else 0)
+            for value in text.split(" and ") if kind in _MULTIPLE else [text]:
+                yield {"text": value, "start": start, "end": start + len(value), "kind": kind}
+                start += len(value) + len(" and ")
+
+
+def _split_sentences(summary: str) -> Iterator[tuple[str, int]]:
+    start = 0
+    for piece in re.split(r"\.(?=\s|$)", summary):
+        sentence = piece.strip()
+        if sentence:
+            yield sentence, start + piece.index(sentence)
+        start += len(piece) + 1
+
+
+def _name_error(text: str, kind: str, facts: dict) -> str:
     """Name the error: a misleading value taken over is contextual, a denied complaint is a
     negation, a near miss is a detail, the rest is made up."""
-    misleading = facts.get("distractors", {}).get(statement.kind, [])
-    if statement.kind == "unparsed":
+    stated = facts.get(kind, [])
+    if kind == "unparsed":
         return "other"
-    if any(value in statement.text for value in misleading):
+    if any(value in text for value in facts.get("distractors", {}).get(kind, [])):
         return "contextual"
-    if statement.kind == "negatives" and statement.text in facts.get("complaint", []):
+    if kind == "negatives" and text in facts.get("complaint", []):
         return "negation"
-    first_word = statement.text.split(" ")[0]
-    is_near = any(first_word == value.split(" ")[0] for value in stated)
-    single = statement.kind in ("age", "sex", "duration", "blood_pressure", "heart_rate")
-    return "detail" if stated and (is_near or single) else "fabrication"
+    is_near = text.split(" ")[0] in {value.split(" ")[0] for value in stated}
+    return "detail" if stated and (is_near or kind in _SINGLE) else "fabrication"
 
 
 def find_omissions(facts: dict, summary: str) -> list[str]:
     """Return the kinds that the note states and the summary says nothing about, in note order."""
-    said = {statement.kind for statement in find_statements(summary)}
+    said = {statement["kind"] for statement in _find_statements(summary)}
     return [kind for kind in KINDS if kind in facts and kind not in said]

@@ -5,30 +5,22 @@ A patient is drawn first (every fact), then some sections are left out of the no
 states is in `Note.facts`; what is true of the patient but not written is in `Note.unwritten`.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 
-from hallulib.clinic.words import SEEN_STYLES, WORDS, WRITERS, Writer
+import yaml
 
 Facts = dict[str, list[str]]  # kind of fact -> its values
 # section of a note -> the kinds of facts it states
 SECTIONS: dict[str, tuple[str, ...]] = {
     "identity": ("age", "sex", "complaint", "duration"),
-    "history": ("history",),
-    "medications": ("medications",),
-    "allergies": ("allergies",),
-    "negatives": ("negatives",),
-    "vitals": ("blood_pressure", "heart_rate"),
-    "imaging": ("imaging",),
-    "lab": ("lab",),
-    "family_history": ("family_history",),
-    "smoking": ("smoking",),
-    "plan": ("plan",),
-    "follow_up": ("follow_up",),
-}
+    "history": ("history",), "medications": ("medications",), "allergies": ("allergies",),
+    "negatives": ("negatives",), "vitals": ("blood_pressure", "heart_rate"),
+    "imaging": ("imaging",), "lab": ("lab",), "family_history": ("family_history",),
+    "smoking": ("smoking",), "plan": ("plan",), "follow_up": ("follow_up",),
+}  # fmt: skip
 KINDS = tuple(kind for kinds in SECTIONS.values() for kind in kinds)
 OPTIONAL_SECTIONS = ("allergies", "family_history", "smoking", "follow_up")
 # topic of a misleading sentence -> the section it slips into, the kind it misleads about, its word
@@ -43,11 +35,33 @@ DISTRACTORS = {
 
 
 @dataclass(frozen=True)
+class Writer:
+    """Who words a note: sentence templates per section, misleading sentences per topic, and how
+    often one of each topic slips in."""
+
+    style: str
+    sentences: dict[str, list[str]]
+    misleading: dict[str, list[str]]
+    distractor_rate: float = 0.15
+
+
+WORDS, _STYLES = (
+    yaml.safe_load(files("hallulib.clinic").joinpath(name).read_text("utf-8"))
+    for name in ("words.yaml", "styles.yaml")
+)
+HELD_OUT_STYLE: str = _STYLES["held_out"]
+WRITERS = {
+    style: Writer(style, sentences, _STYLES["misleading"])
+    for style, sentences in _STYLES["styles"].items()
+}
+SEEN_STYLES = [style for style in WRITERS if style != HELD_OUT_STYLE]
+
+
+@dataclass(frozen=True)
 class Note:
     """One note: its text, the facts it states, and the facts its author knew and did not write.
 
-    `distractors` maps a kind to values that stand in the text but are not facts about the patient
-    now.
+    `distractors`: kind -> values that stand in the text but are not true of the patient now.
     """
 
     id: str
@@ -68,15 +82,14 @@ def make_notes(
 ) -> list[Note]:
     """Return `count` notes; note i depends only on (seed, prefix, i), so more notes never change
     the earlier ones. Each optional section is left out with probability `missing_rate`."""
-    styles = list(styles)
-    return [_make_note(f"{prefix}-{seed}-{i:06d}", styles, missing_rate) for i in range(count)]
-
-
-def _make_note(note_id: str, styles: list[str], missing_rate: float) -> Note:
-    rng = random.Random(note_id)
-    writer = WRITERS[rng.choice(styles)]
-    missing = {name for name in OPTIONAL_SECTIONS if rng.random() < missing_rate}
-    return write_note(note_id, writer, draw_patient(rng), missing, rng)
+    notes, styles = [], list(styles)
+    for i in range(count):
+        note_id = f"{prefix}-{seed}-{i:06d}"
+        rng = random.Random(note_id)
+        writer = WRITERS[rng.choice(styles)]
+        missing = {name for name in OPTIONAL_SECTIONS if rng.random() < missing_rate}
+        notes.append(write_note(note_id, writer, draw_patient(rng), missing, rng))
+    return notes
 
 
 def draw_patient(rng: random.Random) -> Facts:
@@ -128,57 +141,36 @@ def write_note(
     note_id: str, writer: Writer, patient: Facts, missing: set[str], rng: random.Random
 ) -> Note:
     """Let a writer word the patient's facts, leaving the `missing` sections out."""
-    fields = _name_fields(patient)
-    written = [name for name in _order_sections(rng) if name not in missing]
-    distractors = _draw_distractors(patient, writer, rng)
-    blocks = []
-    for section in written:
-        sentences = [rng.choice(writer.sentences[section])]
-        sentences += [sentence for sentence, _, _ in distractors.get(section, [])]
-        blocks.append(" ".join(sentence.format(**fields) for sentence in sentences))
-    kinds = {kind for name in written for kind in SECTIONS[name]}
-    said = [
-        found for section in distractors if section in written for found in distractors[section]
-    ]
-    text = ("\n" if writer.style == "soap" else " ").join(blocks)
-    return Note(
-        id=note_id,
-        group_id=note_id,
-        style=writer.style,
-        text=text[0].upper() + text[1:],
-        facts={kind: values for kind, values in patient.items() if kind in kinds},
-        unwritten={kind: values for kind, values in patient.items() if kind not in kinds},
-        distractors={kind: [value] for _, kind, value in said},
-    )
-
-
-def _order_sections(rng: random.Random) -> list[str]:
-    """Identity first, plan and follow-up last, the rest as it comes: as most writers do it."""
+    # identity first, plan and follow-up last, the rest as it comes: as most writers do it
     middle = [name for name in SECTIONS if name not in ("identity", "plan", "follow_up")]
     rng.shuffle(middle)
-    return ["identity", *middle, "plan", "follow_up"]
+    written = [s for s in ("identity", *middle, "plan", "follow_up") if s not in missing]
+    drawn = _draw_distractors(patient, writer, rng)
+    fields, blocks = _name_fields(patient), []
+    for section in written:
+        sentences = [rng.choice(writer.sentences[section])]
+        sentences += [sentence for sentence, _, _ in drawn.get(section, [])]
+        blocks.append(" ".join(sentence.format(**fields) for sentence in sentences))
+    text = ("\n" if writer.style == "soap" else " ").join(blocks)
+    kinds = {kind for name in written for kind in SECTIONS[name]}
+    return Note(
+        id=note_id, group_id=note_id, style=writer.style, text=text[0].upper() + text[1:],
+        facts={kind: values for kind, values in patient.items() if kind in kinds},
+        unwritten={kind: values for kind, values in patient.items() if kind not in kinds},
+        distractors={kind: [value] for name in drawn if name in written
+                     for _, kind, value in drawn[name]},
+    )  # fmt: skip
 
 
 def _name_fields(patient: Facts) -> dict[str, str]:
     """What a sentence template may ask for: values by kind, and pronouns."""
     illness, relative = patient["family_history"][0].split(" in ")
     he, his, him = ("he", "his", "him") if patient["sex"] == ["man"] else ("she", "her", "her")
-    return {kind: join_values(values) for kind, values in patient.items()} | {
-        "illness": illness,
-        "relative": relative,
-        "relative_cap": relative.capitalize(),
+    return {kind: " and ".join(values) for kind, values in patient.items()} | {
+        "illness": illness, "relative": relative, "relative_cap": relative.capitalize(),
         "negatives_or": " or ".join(patient["negatives"]),
-        "he": he,
-        "his": his,
-        "him": him,
-        "He": he.capitalize(),
-        "His": his.capitalize(),
-    }
-
-
-def join_values(values: list[str]) -> str:
-    """Join the values of one kind as a sentence would."""
-    return " and ".join(values)
+        "he": he, "his": his, "him": him, "He": he.capitalize(), "His": his.capitalize(),
+    }  # fmt: skip
 
 
 def _draw_distractors(

@@ -1,9 +1,6 @@
 """The audit of the data: lengths, cuts, damage, leaks. Written down before anything is trained."""
 
-from __future__ import annotations
-
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,16 +18,14 @@ from hallulib.rates import rate
 
 BINS = 30
 EXAMPLES = 3  # ids named per finding
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|&(?:[a-z]{2,8}|#\d{1,5});")
 
 
 def audit_splits(
     splits: Mapping[str, Sequence[Row]], tokenizer: Any, max_length: int, near: float
 ) -> dict[str, Any]:
-    """Return {max_length, splits: {name: ...}, leaks} for rows.
+    """Return {max_length, splits: {name: figures}, leaks}, lengths in tokens.
 
-    Lengths are in tokens of `tokenizer`, prompts after the chat template, references with their
-    end token. `near` is the similarity from which two notes count as the same (0: not looked for).
+    `near` is the similarity from which two notes count as the same (0: not looked for).
     """
     return {
         "max_length": max_length,
@@ -39,7 +34,6 @@ def audit_splits(
             "groups": find_leaks(splits, "group_id")[:EXAMPLES],
             "contexts": len(find_leaks(splits, "context")),
             "near_duplicates": find_near_leaks(splits, near) if near else None,
-            "threshold": near,
         },
     }
 
@@ -52,40 +46,44 @@ def _audit_rows(rows: Sequence[Row], tokenizer: Any, max_length: int) -> dict[st
     rejected = lengths.count_completion_tokens(tokenizer, list(frame["rejected"][paired]))
     total = prompts + references
     sides = {"prompt": prompts, "reference": references, "rejected": rejected, "total": total}
-    sources = frame[["source"]].assign(rows=1, cut=total > max_length, with_rejected=paired)
     # the last bin holds all that is longer, so that one giant row does not flatten the figure
     top = max(max_length, int(np.percentile(total, 99)))
     edges = np.linspace(0, top, BINS + 1).astype(int)
     return {
         "rows": len(frame),
         "groups": frame["group_id"].nunique(),
-        "styles": frame["style"][frame["style"] != ""].value_counts().to_dict(),
-        **{f"{side}_tokens": lengths.summarise_lengths(n) for side, n in sides.items()},
+        "sources": frame["source"].value_counts().to_dict(),
+        **{f"{side}_tokens": _summarise_lengths(n) for side, n in sides.items()},
         **lengths.describe_cuts(prompts, references, max_length),
         "length_bias": lengths.describe_length_bias(references[paired], rejected),
-        "sources": sources.groupby("source").sum().to_dict("index"),
         "duplicate_contexts": int(frame["context"].duplicated().sum()),
         "duplicate_references": int(frame["reference"].duplicated().sum()),
         "findings": find_damage(rows),
         "histogram": {"edges": edges.tolist()}
-        | {s: np.histogram(n.clip(max=top), edges)[0].tolist() for s, n in sides.items()},
+        | {side: np.histogram(n.clip(max=top), edges)[0].tolist() for side, n in sides.items()},
     }
+
+
+def _summarise_lengths(tokens: np.ndarray) -> dict[str, int] | None:
+    """Whole tokens at percentiles; None where there are no texts."""
+    if not len(tokens):
+        return None
+    points = {"min": 0, "p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "p99": 99, "max": 100}
+    return {name: int(np.percentile(tokens, point)) for name, point in points.items()}
 
 
 def _is_no_text(text: str) -> bool:
     """Fewer letters than half of what is not blank: a table, a number, an encoded file."""
-    signs = [sign for sign in text if not sign.isspace()]
-    return bool(signs) and sum(map(str.isalpha, signs)) < len(signs) / 2
+    signs = "".join(text.split())
+    return sum(map(str.isalpha, signs)) < len(signs) / 2
 
 
 CHECKS = {
     "empty": lambda text: not text.strip(),
     "not_words": _is_no_text,
     "encoding_damage": lambda text: "\N{REPLACEMENT CHARACTER}" in text or is_bad(text),
-    "control_signs": lambda text: any(
-        unicodedata.category(sign) == "Cc" and sign not in "\t\n\r" for sign in text
-    ),
-    "markup": lambda text: bool(_MARKUP.search(text)),
+    "control_signs": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]").search,
+    "markup": re.compile(r"</?[a-zA-Z][^<>]{0,80}>|&(?:[a-z]{2,8}|#\d{1,5});").search,
 }
 
 
@@ -113,12 +111,13 @@ def refuse_cut_rows(audit: Mapping[str, Any], max_cut_share: float) -> None:
     part = audit["splits"]["train"]
     if part["cut_share"] <= max_cut_share:
         return
+    tokens, limit = part["total_tokens"], audit["max_length"]
     raise DataError(
         f"{part['cut']} of {part['rows']} training rows ({part['cut_share']:.1%}) exceed "
-        f"model.max_length of {audit['max_length']} tokens (half need "
-        f"{part['total_tokens']['p50']:.0f} or more, the longest {part['total_tokens']['max']}). "
-        f"Cut, {part['labels_all_lost']} of them would have no label left. See data/audit.json",
-        f"raise model.max_length, leave long rows out with data.max_chars, or accept it with "
+        f"model.max_length of {limit} tokens (half need {tokens['p50']} or more, the longest "
+        f"{tokens['max']}). Cut, {part['labels_all_lost']} of them would have no label left. "
+        "See data/audit.json",
+        "raise model.max_length, leave long rows out with data.max_chars, or accept it with "
         f"data.max_cut_share (now {max_cut_share})",
     )
 
@@ -126,21 +125,19 @@ def refuse_cut_rows(audit: Mapping[str, Any], max_cut_share: float) -> None:
 def audit_references(rows: Sequence[Row]) -> dict[str, Any] | None:
     """How often a reference states what its note does not, by the exact checker.
 
-    Returns {summary, statement: rates of wrong ones, by_kind: kind -> wrong statements, in_note and
-    in_reference: kind -> share of rows that state it}, or None where the facts are not known.
+    Returns {summary: rate of references with a wrong statement, by_kind: kind -> wrong statements,
+    in_note and in_reference: kind -> share of rows that state it}, or None without facts.
     """
     facts = [read_facts(row) for row in rows if row["facts"]]
     checked = [check(read_facts(row), row["reference"]) for row in rows if row["facts"]]
     if not any(checked):
         return None
     wrong = [[s["kind"] for s in found if s["verdict"] != "supported"] for found in checked]
-    by_kind = Counter(kind for kinds in wrong for kind in kinds)
     in_note = Counter(kind for known in facts for kind in known)
     stated = Counter(kind for found in checked for kind in {s["kind"] for s in found})
     return {
         "summary": rate(sum(map(bool, wrong)), len(checked), "references").to_dict(),
-        "statement": rate(by_kind.total(), sum(map(len, checked)), "statements").to_dict(),
-        "by_kind": dict(by_kind.most_common()),
+        "by_kind": dict(Counter(kind for kinds in wrong for kind in kinds).most_common()),
         "in_note": {kind: in_note[kind] / len(facts) for kind in KINDS},
         "in_reference": {kind: stated[kind] / len(checked) for kind in KINDS},
     }

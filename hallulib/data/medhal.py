@@ -5,14 +5,13 @@ Variants: `GM07/medhal` (train, val, test), `-lf` (train only, one column more) 
 splits have changed over time. Source: arXiv 2504.08596 and the data sets' cards.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
-from hallulib.data.files import ENDINGS, Record, read_records, require_text
+from hallulib.data.files import ENDINGS, Record, read_records, read_text
 from hallulib.data.schema import Row, build_prompt, hash_context, make_row
 from hallulib.errors import DataError
 from hallulib.files import display_path, resolve_path
@@ -24,8 +23,7 @@ TASKS = {
     "question_answering": ("medmcqa", "medqa"),
     "inference": ("mednli",),
 }
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # a CSV writes them as text
 
 
 def stream_medhal_rows(
@@ -39,84 +37,59 @@ def stream_medhal_rows(
     learns the splits found and the revision. Raises DataError naming file, row and column.
     """
     sources = {source for task in tasks for source in TASKS[task]}
-    is_file = path.lower().endswith(ENDINGS)
-    records = read_records(resolve_path(path)) if is_file else _read_hub(path, origin)
+    if path.lower().endswith(ENDINGS):
+        records = read_records(resolve_path(path))
+    else:  # all splits, whatever they are called; the rows stay in Arrow, on the disk
+        splits, origin["revision"] = _load_hub(path)
+        origin["hub_splits"] = {name: len(split) for name, split in splits.items()}
+        records = enumerate(chain.from_iterable(splits.values()), start=1)
     for number, record in records:
-        place = f"{display_path(resolve_path(path))}, row {number}"
-        if require_text(record, "source", place) not in sources:
-            dropped["other_task"] += 1
-            continue
-        context = _read_context(record, place)
-        statement = require_text(record, "statement", place).strip()
-        factual = _read_label(record, place)
-        if not context or not statement:
-            dropped["blank_statement" if context else "no_context"] += 1
-            continue
-        yield make_row(
-            id=require_text(record, "id", place), group_id=hash_context(context),
-            source=record["source"], prompt=build_prompt(template, context), context=context,
-            inner_id=require_text(record, "inner_id", place),
-            **{"reference" if factual else "rejected": statement},
-        )  # fmt: skip
-
-
-def _read_hub(path: str, origin: dict[str, Any]) -> Iterator[tuple[int, Record]]:
-    """All splits, whatever they are called: the group decides ours, and theirs may cut through one.
-
-    The rows stay in Arrow on disk, so a million of them cost no memory.
-    """
-    splits, origin["revision"] = _load_hub(path)
-    origin["hub_splits"] = {name: len(split) for name, split in splits.items()}
-    number = 0
-    for split in splits.values():
-        for record in split:
-            number += 1
-            yield number, record
+        found = _read_record(record, f"{display_path(resolve_path(path))}, row {number}", sources)
+        if isinstance(found, str):
+            dropped[found] += 1
+        else:
+            yield found | {"prompt": build_prompt(template, found["context"])}
 
 
 def _load_hub(path: str) -> tuple[dict[str, Any], str]:
-    """The splits of a folder or of a hub id, and the commit that was read ("" for a folder).
-
-    A pinned commit that was read before is read from the cache, without the network.
-    """
+    """The splits of a folder or of a hub id, and the commit read ("" for a folder). A pinned
+    one that was read before comes from the cache, without the network."""
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
-    folder = resolve_path(path)
     name, _, revision = path.partition("@")
     try:
-        if folder.is_dir():
-            return load_dataset(str(folder)), ""
-        if not _COMMIT.fullmatch(revision):
+        if resolve_path(path).is_dir():
+            return load_dataset(str(resolve_path(path))), ""
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
             revision = HfApi().dataset_info(name, revision=revision or None).sha
             print(f"data: reading {name} at {revision}; pin it with data.path={name}@{revision}")
         return load_dataset(name, revision=revision), revision
     except Exception as error:  # datasets raises many kinds: offline, unknown, gated, malformed
-        raise DataError(
-            f"the data set {name!r} could not be loaded ({type(error).__name__}: {error})",
-            "check the name, the revision and the network, or give a local .parquet, .csv or "
-            ".jsonl file, or a folder of them, as data.path",
-        ) from error
+        what = f"the data set {name!r} could not be loaded ({type(error).__name__}: {error})"
+        raise DataError(what, "check name, revision and network, or give a local file") from error
 
 
-def _read_context(record: Record, place: str) -> str:
-    """The note of a MedHal record; None, 'None' and '' alike mean that there is none ("")."""
-    if record.get("context", "") is None:
-        return ""
-    context = require_text(record, "context", place).strip()
-    return "" if context == "None" else context
-
-
-def _read_label(record: Record, place: str) -> bool:
-    """True = factual. A CSV writes the label as text, so 'True', 'false', '1' and '0' are read."""
-    value = record.get("label")
-    label = _LABELS.get(str(value).strip().lower())
-    if label is None:
-        raise DataError(
-            f"{place}, column 'label': {value!r} is neither true nor false",
-            "label is True for a factual statement and False otherwise",
-        )
-    return label
+def _read_record(record: Record, place: str, sources: set[str]) -> Row | str:
+    """The row of a record, without its prompt, or why there is none."""
+    if read_text(record, "source", place) not in sources:
+        return "other_task"
+    # None, 'None' and '' alike mean that there is no note
+    context = "" if record.get("context", "") is None else read_text(record, "context", place)
+    context, statement = context.strip(), read_text(record, "statement", place).strip()
+    factual = LABELS.get(str(record.get("label")).strip().lower())
+    if factual is None:
+        what = f"{place}, column 'label': {record.get('label')!r} is neither true nor false"
+        raise DataError(what, "label is True for a factual statement and False otherwise")
+    if context in ("", "None"):
+        return "no_context"
+    if not statement:
+        return "blank_statement"
+    return make_row(
+        id=read_text(record, "id", place), group_id=hash_context(context), context=context,
+        source=record["source"], inner_id=read_text(record, "inner_id", place),
+        **{"reference" if factual else "rejected": statement},
+    )  # fmt: skip
 
 
 def join_twins(rows: Iterable[Row], dropped: Counter[str]) -> list[Row]:
@@ -125,34 +98,25 @@ def join_twins(rows: Iterable[Row], dropped: Counter[str]) -> list[Row]:
     Where there are several, those are matched first that share most words. What is left over
     among the non-factual is counted in `dropped`, and the rows keep their order.
     """
-    rows = list(rows)
-    families: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    factual: list[Row] = []
+    others: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        families[hash_context(row["context"]), row["inner_id"]].append(row)
+        family = others[row["group_id"], row["inner_id"]]
+        (factual if row["reference"] else family).append(row)
+    matches = sorted(
+        (-_measure_overlap(row["reference"], other["rejected"]), row["id"], other["id"])
+        for row in factual
+        for other in others[row["group_id"], row["inner_id"]]
+        if row["reference"] != other["rejected"]
+    )
+    statements = {other["id"]: other["rejected"] for family in others.values() for other in family}
     twins: dict[str, str] = {}
-    for family in families.values():
-        twins |= _match_twins(family)
-    factual = [row for row in rows if row["reference"]]
+    for _, row_id, other_id in matches:
+        if row_id not in twins and other_id in statements:
+            twins[row_id] = statements.pop(other_id)
     dropped["not_factual_twin"] += len(twins)
-    dropped["not_factual_without_twin"] += len(rows) - len(factual) - len(twins)
+    dropped["not_factual_without_twin"] += len(statements)
     return [row | {"rejected": twins.get(row["id"], "")} for row in factual]
-
-
-def _match_twins(family: list[Row]) -> dict[str, str]:
-    """id of a factual row -> statement of its twin; each statement is used once."""
-    shared = [
-        (-_measure_overlap(a["reference"], b["rejected"]), a["id"], b["id"], b["rejected"])
-        for a in family
-        for b in family
-        if a["reference"] and b["rejected"] and a["reference"] != b["rejected"]
-    ]
-    matched: dict[str, str] = {}
-    used: set[str] = set()
-    for _, true_id, false_id, statement in sorted(shared):
-        if true_id not in matched and false_id not in used:
-            matched[true_id] = statement
-            used.add(false_id)
-    return matched
 
 
 def _measure_overlap(a: str, b: str) -> float:

@@ -1,32 +1,22 @@
 """Anybody's files: notes, prompts, ready-made preference pairs and chats into the row schema.
 
-The columns say which of four forms a row has:
-
-    context + reference              the recipe's template makes the prompt
-    prompt + reference               (or + completion, TRL's name for it)
-    prompt + chosen + rejected       text, or TRL's lists of role and content; also with context
-    messages (or conversations)      a chat: every answer of the assistant is a row
-
-Conversations in OpenAI's, ShareGPT's and TRL's form become lists of {role, content} with the roles
-system, user, assistant and tool. A prompt is one text here, so earlier turns are written out with
-who said them.
+The columns say which form a row has: context or prompt with reference (TRL: completion), the same
+with chosen and rejected, or messages (ShareGPT: conversations), a chat of which every answer of the
+assistant is a row. A prompt is one text here, so earlier turns are written out with who said them.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hallulib.data.files import Record, check_text, read_records, require_text
+from hallulib.data.files import Record, check_text, read_records, read_text
 from hallulib.data.schema import Row, build_prompt, hash_context, make_row
 from hallulib.errors import DataError
 from hallulib.files import display_path, resolve_path
 
-# other tools' names of our columns; a name that data.columns gives goes before them
-ALIASES = {"conversations": "messages", "completion": "reference"}
 Turn = dict[str, str]
+ALIASES = {"conversations": "messages", "completion": "reference"}  # other tools' names of ours
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
@@ -51,76 +41,74 @@ def stream_own_rows(
     path = resolve_path(path)
     for number, found in read_records(path, encoding):
         place = f"{display_path(path)}, row {number}"
-        record = rename_columns(found, columns or {}, place)
-        rows = list(_read_rows(record, template, place, f"row-{number}"))
+        record = _rename_columns(found, columns or {}, place)
+        name = _read_id(record, "id", place) or f"row-{number}"
+        group = _read_id(record, "group_id", place)
+        read_form = _read_chat if "messages" in record else _read_sides
+        rows = read_form(record, template, place)
         if not rows:
             dropped["chat_without_answer"] += 1
-        for row in rows:
+        for count, row in enumerate(rows, start=1):
             reason = _find_reason_to_drop(row, is_pair="chosen" in record)
             if reason:
                 dropped[reason] += 1
-            else:
-                yield row
+                continue
+            row["id"] = name if count == 1 else f"{name}-{count}"
+            yield row | {"group_id": group or row["group_id"]}
 
 
-def rename_columns(record: Record, columns: Mapping[str, str], place: str) -> Record:
-    """The record under our names. Raises DataError if a mapped column is not there."""
-    for ours, theirs in columns.items():
+def _rename_columns(record: Record, columns: Mapping[str, str], place: str) -> Record:
+    """The record under our names; a name that `columns` gives goes before other tools' names."""
+    for theirs in columns.values():
         if theirs not in record:
-            raise DataError(
-                f"{place}: no column {theirs!r}, which data.columns gives for {ours!r} "
-                f"(there are: {', '.join(map(str, record))})",
-                "correct data.columns in the recipe",
-            )
-    mapped = {ours: record[theirs] for ours, theirs in columns.items()}
-    rest = {name: v for name, v in record.items() if name not in columns.values()}
-    for theirs, ours in ALIASES.items():
-        if theirs in rest and ours not in rest:
-            rest[ours] = rest.pop(theirs)
-    return rest | mapped
+            there = ", ".join(map(str, record))
+            what = f"{place}: no column {theirs!r}, which data.columns names (there are: {there})"
+            raise DataError(what, "correct data.columns in the recipe")
+    rest = {name: value for name, value in record.items() if name not in columns.values()}
+    aliased = {ours: rest[theirs] for theirs, ours in ALIASES.items() if theirs in rest}
+    return aliased | rest | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
-def _read_rows(record: Record, template: str, place: str, default_id: str) -> Iterator[Row]:
-    row_id = _read_name(record, "id", place) or default_id
-    group = _read_name(record, "group_id", place)
-    if "messages" not in record:
-        row = make_row(id=row_id, source="file", **_read_sides(record, template, place))
-        yield row | {"group_id": group or hash_context(row["context"])}
-        return
-    place += ", column 'messages'"
-    if not isinstance(record["messages"], list):
-        raise DataError(
-            f"{place}: {type(record['messages']).__name__}, not a list of messages",
-            "write a list of {role, content}; CSV cannot hold one, so use JSONL or parquet",
-        )
-    turns = read_turns(record["messages"], "user", place)
-    for count, (before, answer) in enumerate(find_answers(turns), start=1):
-        said = leave_out_system(before)
-        yield make_row(
-            id=row_id if count == 1 else f"{row_id}-{count}", source="chat",
-            group_id=group or hash_context(said[0]["content"]),
-            prompt=write_prompt(before), context=write_prompt(said), reference=answer,
-        )  # fmt: skip
+def _read_id(record: Record, column: str, place: str) -> str:
+    """An id as text; "" where there is none. 3.0 or nan are no ids: a spreadsheet made them."""
+    value = "" if record.get(column) is None else record[column]
+    if type(value) not in (int, str):
+        what = f"{place}, column {column!r}: {value!r} is neither text nor a whole number"
+        raise DataError(what, "write ids as text, or leave the column out")
+    return check_text(str(value), f"{place}, column {column!r}")
 
 
-def _read_sides(record: Record, template: str, place: str) -> dict[str, str]:
-    """{prompt, context: what an answer is judged against, reference: the chosen side, rejected}."""
-    if isinstance(record.get("chosen"), list) and not {"prompt", "context"} & record.keys():
-        record = record | split_sides(record["chosen"], record.get("rejected"), place)
+def _read_sides(record: Record, template: str, place: str) -> list[Row]:
+    """The row of a note or prompt with its answer, or with two: reference is the chosen side."""
+    is_pair = "chosen" in record
+    if is_pair and isinstance(record["chosen"], list) and not {"prompt", "context"} & record.keys():
+        record = record | _split_sides(record, place)
     if "context" in record or "prompt" not in record:
-        context = require_text(record, "context", place)
+        context = read_text(record, "context", place)
         prompt = build_prompt(template, context)
     else:
-        turns = read_turns(record["prompt"], "user", f"{place}, column 'prompt'")
-        prompt, context = (
-            write_prompt(turns),
-            write_prompt(leave_out_system(turns)),
-        )
-    sides = {"reference": "reference"}
-    if "chosen" in record:
-        sides = {"reference": "chosen", "rejected": "rejected"}
-    answers = {ours: read_answer(record, name, place).strip() for ours, name in sides.items()}
-    return {"prompt": prompt, "context": context} | answers
+        prompt, context = _write_prompt(_read_turns(record, "prompt", "user", place))
+    row = make_row(source="file", group_id=hash_context(context), prompt=prompt, context=context)
+    row["reference"] = _read_answer(record, "chosen" if is_pair else "reference", place)
+    row["rejected"] = _read_answer(record, "rejected", place) if is_pair else ""
+    return [row]
+
+
+def _read_chat(record: Record, template: str, place: str) -> list[Row]:
+    """A row for each answer of the assistant to somebody else's turn; they form one group."""
+    if not isinstance(record["messages"], list):
+        kind = type(record["messages"]).__name__
+        what = f"{place}, column 'messages': {kind}, not a list of messages"
+        raise DataError(what, "write a list of {role, content}, in JSON, JSON Lines or parquet")
+    turns = _read_turns(record, "messages", "user", place)
+    rows: list[Row] = []
+    for i, turn in enumerate(turns):
+        prompt, context = _write_prompt(turns[:i])
+        if turn["role"] == "assistant" and turn["content"] and context:
+            first = next(t["content"] for t in turns if t["role"] != "system" and t["content"])
+            row = {"prompt": prompt, "context": context, "reference": turn["content"]}
+            rows.append(make_row(source="chat", group_id=hash_context(first), **row))
+    return rows
 
 
 def _find_reason_to_drop(row: Row, is_pair: bool) -> str | None:
@@ -133,34 +121,17 @@ def _find_reason_to_drop(row: Row, is_pair: bool) -> str | None:
     return "identical_sides" if row["reference"] == row["rejected"] else None
 
 
-def _read_name(record: Record, column: str, place: str) -> str:
-    """An id as text; "" where there is none. 3.0 or nan are no ids: a spreadsheet made them."""
-    value = record.get(column)
-    if value is None or value == "":
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise DataError(
-            f"{place}, column {column!r}: {value!r} is neither text nor a whole number",
-            "write ids as text, or leave the column out",
-        )
-    return require_text(record, column, place)
-
-
-def read_turns(value: Any, role: str, place: str) -> list[Turn]:
-    """The turns of a list of {role, content} (OpenAI, TRL) or {from, value} (ShareGPT); a text is
-    one turn of `role`.
-
-    Raises DataError at `place` for anything else, naming the message. A turn without text (a tool
-    call) is an empty one; a picture is refused.
-    """
-    if isinstance(value, list):
-        return [_read_turn(turn, f"{place}, message {i}") for i, turn in enumerate(value, start=1)]
-    return [{"role": role, "content": check_text(value, place)}]
+def _read_turns(record: Record, column: str, role: str, place: str) -> list[Turn]:
+    """The turns in a cell: {role, content} (OpenAI, TRL) or {from, value} (ShareGPT); a text is one
+    turn of `role`. Raises DataError naming the message."""
+    if not isinstance(record.get(column), list):
+        return [{"role": role, "content": read_text(record, column, place)}]
+    place = f"{place}, column {column!r}, message"
+    return [_read_turn(turn, f"{place} {i}") for i, turn in enumerate(record[column], start=1)]
 
 
 def _read_turn(message: Any, place: str) -> Turn:
+    """A turn without text (a tool call) is an empty one; a picture is refused."""
     if not isinstance(message, dict):
         raise DataError(f"{place}: {message!r} is no object", "write {role, content}")
     said = message.get("role", message.get("from"))
@@ -169,66 +140,39 @@ def _read_turn(message: Any, place: str) -> Turn:
     content = message.get("content", message.get("value"))
     if content is None and (message.get("tool_calls") or message.get("function_call")):
         content = ""
-    if isinstance(content, list):
-        content = "\n".join(_read_part(part, place) for part in content)
+    if isinstance(content, list):  # parts, of which only texts can be read
+        parts = [part.get("text", part) if isinstance(part, dict) else part for part in content]
+        content = "\n".join(check_text(part, place) for part in parts)
     return {"role": ROLES[said], "content": check_text(content, place).strip()}
 
 
-def _read_part(part: Any, place: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind not in ("text", "input_text", "output_text"):
-        raise DataError(f"{place}: a part of type {kind!r} is no text", "leave such chats out")
-    return check_text(part.get("text"), place)
+def _write_prompt(turns: list[Turn]) -> tuple[str, str]:
+    """(prompt: the system's text and what was said, context: what was said, without the system).
 
-
-def write_prompt(turns: list[Turn]) -> str:
-    """Turns as one prompt: the system's text first; the words alone where one user turn is all."""
-    system = [turn["content"] for turn in turns if turn["role"] == "system" and turn["content"]]
-    others = [turn for turn in leave_out_system(turns) if turn["content"]]
-    if [turn["role"] for turn in others] == ["user"]:
-        return "\n\n".join([*system, others[0]["content"]])
-    said = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in others]
-    return "\n\n".join(system + said)
-
-
-def leave_out_system(turns: list[Turn]) -> list[Turn]:
-    """What was said in the conversation itself: the text that an answer is judged against."""
-    return [turn for turn in turns if turn["role"] != "system"]
-
-
-def find_answers(turns: list[Turn]) -> Iterator[tuple[list[Turn], str]]:
-    """(what stands before, answer) for each answer of the assistant to somebody else's turn."""
-    for i, turn in enumerate(turns):
-        asked = any(before["content"] for before in leave_out_system(turns[:i]))
-        if turn["role"] == "assistant" and turn["content"] and asked:
-            yield turns[:i], turn["content"]
-
-
-def read_answer(record: Record, column: str, place: str) -> str:
-    """A completion: text, or TRL's list with messages of the assistant."""
-    if not isinstance(record.get(column), list):
-        return require_text(record, column, place)
-    place = f"{place}, column {column!r}"
-    turns = read_turns(record[column], "assistant", place)
-    if any(turn["role"] != "assistant" for turn in turns):
-        raise DataError(
-            f"{place}: a completion may hold the assistant's messages only",
-            "put what stands before the answer into the column 'prompt'",
-        )
-    return "\n\n".join(turn["content"] for turn in turns)
-
-
-def split_sides(chosen: Any, rejected: Any, place: str) -> dict[str, list[Turn]]:
-    """TRL's form without a prompt column as one with prompt, chosen and rejected.
-
-    Both sides are whole conversations that differ in their last message only.
+    Who says what is written out, but not where one turn of the user is all.
     """
-    left = read_turns(chosen, "assistant", f"{place}, column 'chosen'")
-    right = read_turns(rejected, "assistant", f"{place}, column 'rejected'")
-    answers = left[-1:] + right[-1:]
-    if left[:-1] != right[:-1] or [turn["role"] for turn in answers] != ["assistant"] * 2:
-        raise DataError(
-            f"{place}: chosen and rejected may differ in their last message, the assistant's",
-            "give the shared beginning in a column 'prompt'",
-        )
+    system = [turn["content"] for turn in turns if turn["role"] == "system" and turn["content"]]
+    others = [turn for turn in turns if turn["role"] != "system" and turn["content"]]
+    said = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in others]
+    if [turn["role"] for turn in others] == ["user"]:
+        said = [others[0]["content"]]
+    return "\n\n".join(system + said), "\n\n".join(said)
+
+
+def _read_answer(record: Record, column: str, place: str) -> str:
+    """A completion: text, or TRL's list with messages of the assistant."""
+    turns = _read_turns(record, column, "assistant", place)
+    if any(turn["role"] != "assistant" for turn in turns):
+        what = f"{place}, column {column!r}: an answer may hold the assistant's messages only"
+        raise DataError(what, "put what stands before the answer into the column 'prompt'")
+    return "\n\n".join(turn["content"] for turn in turns).strip()
+
+
+def _split_sides(record: Record, place: str) -> dict[str, list[Turn]]:
+    """TRL's form without a prompt column as one with prompt, chosen and rejected: two whole
+    conversations that differ in their last message only."""
+    left, right = (_read_turns(record, side, "assistant", place) for side in ("chosen", "rejected"))
+    if left[:-1] != right[:-1]:
+        what = f"{place}: chosen and rejected may differ in their last message only"
+        raise DataError(what, "give the shared beginning in a column 'prompt'")
     return {"prompt": left[:-1], "chosen": left[-1:], "rejected": right[-1:]}

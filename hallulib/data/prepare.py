@@ -1,7 +1,5 @@
 """The data stage: any source -> three splits of one schema, and an audit of what is in them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from hallulib import clinic
 from hallulib.data.audit import audit_references, audit_splits, refuse_cut_rows
 from hallulib.data.medhal import join_twins, stream_medhal_rows
 from hallulib.data.own import stream_own_rows
-from hallulib.data.schema import SPLITS, Row, build_prompt, make_row, read_rows, write_rows
+from hallulib.data.schema import COLUMNS, SPLITS, Row, build_prompt, make_row, read_rows
 from hallulib.data.splits import draw_rows, merge_near_duplicates, split_rows
 from hallulib.errors import DataError
 from hallulib.files import display_path, resolve_path, write_json_atomic
@@ -21,8 +21,6 @@ from hallulib.models import load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import DataSection
 from hallulib.run import Run, stage
-
-Splits = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
@@ -54,47 +52,31 @@ def prepare_data(recipe: Recipe, run: Run) -> DataResult:
     column and the next step; also, once the audit is written, when more rows than
     data.max_cut_share exceed model.max_length.
     """
-    data = recipe.data
-    _check_source(data)
+    data, length = recipe.data, recipe.model.max_length
+    if data.source != "file" and (data.columns or data.encoding != "auto"):
+        what = f"data.columns and data.encoding are for files, and data.source is {data.source!r}"
+        raise DataError(what, "set data.source=file, or leave them out")
     if data.source == "clinic":
         splits, origin = make_clinic_splits(data, recipe.seed), {"dropped": {}}
     else:
         splits, origin = load_splits(data, recipe.seed)
     audit = {"source": data.source, "path": data.path} | origin
-    audit |= audit_splits(
-        splits, load_tokenizer(recipe), recipe.model.max_length, data.near_duplicates
-    )
+    audit |= audit_splits(splits, load_tokenizer(recipe), length, data.near_duplicates)
     audit["references"] = audit_references(splits["train"])
     write_json_atomic(run.path("data/audit.json"), audit)
     refuse_cut_rows(audit, data.max_cut_share)
-    for name in SPLITS:
-        write_rows(run.path(f"data/{name}.parquet"), splits[name])
-    counts = {name: len(splits[name]) for name in SPLITS}
+    for name, rows in splits.items():
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        table.to_parquet(run.path(f"data/{name}.parquet"), index=False)
+    counts = {name: len(rows) for name, rows in splits.items()}
     return DataResult(run.path("data"), counts, audit, notes={"rows": counts} | origin)
 
 
-def _check_source(data: DataSection) -> None:
-    """Raise DataError where a setting would be passed over in silence, or a path is missing."""
-    if data.source != "file" and (data.columns or data.encoding != "auto"):
-        raise DataError(
-            f"data.columns and data.encoding are for your own file, and data.source is "
-            f"{data.source!r}",
-            "set data.source=file, or leave them out",
-        )
-    if data.source != "clinic" and not data.path:
-        raise DataError(
-            f"data.source is {data.source!r}, but data.path is empty",
-            "set data.path to a .csv, .jsonl or .parquet file"
-            + (" or to a hub id such as GM07/medhal" if data.source == "medhal" else ""),
-        )
-
-
-def load_splits(data: DataSection, seed: int) -> tuple[Splits, dict[str, Any]]:
-    """Return (split -> rows, where they are from) of MedHal or the user's own file.
-
-    The second is {dropped: reason -> count, merged_groups, largest_group} and, from the hub,
-    {revision, hub_splits}.
-    """
+def load_splits(data: DataSection, seed: int) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+    """Return (split -> rows, where they are from: {dropped: reason -> count, merged_groups,
+    largest_group} and, from the hub, {revision, hub_splits}) of MedHal or the user's own file."""
+    if not data.path:
+        raise DataError("data.path is empty", "set it to a .csv, .jsonl or .parquet file")
     dropped: Counter[str] = Counter()
     origin: dict[str, Any] = {}
     sizes = {name: getattr(data, f"{name}_size") for name in SPLITS}
@@ -107,10 +89,8 @@ def load_splits(data: DataSection, seed: int) -> tuple[Splits, dict[str, Any]]:
     if data.source == "medhal":
         drawn = join_twins(drawn, dropped)
     if not drawn:
-        raise DataError(
-            f"{data.path} has no row that can be used: {dict(+dropped)}",
-            "look at data.tasks, data.max_chars and the file",
-        )
+        what = f"{data.path} has no row that can be used: {dict(+dropped)}"
+        raise DataError(what, "look at data.tasks, data.max_chars and the file")
     if data.near_duplicates:
         drawn, merged = merge_near_duplicates(drawn, data.near_duplicates)
         origin |= merged
@@ -120,15 +100,13 @@ def load_splits(data: DataSection, seed: int) -> tuple[Splits, dict[str, Any]]:
 
 
 def _check_rows(rows: Iterable[Row], data: DataSection, dropped: Counter[str]) -> Iterator[Row]:
-    """Leave out rows longer than data.max_chars. Raises DataError at the first id that occurs
-    twice: results join by id."""
+    """Leave out rows longer than data.max_chars; refuse an id that occurs twice, because results
+    join by id."""
     seen: set[str] = set()
     for row in rows:
         if row["id"] in seen:
-            raise DataError(
-                f"{display_path(resolve_path(data.path))}: the id {row['id']!r} occurs twice",
-                "give every row an id of its own, or leave the id column out",
-            )
+            what = f"{display_path(resolve_path(data.path))}: the id {row['id']!r} occurs twice"
+            raise DataError(what, "give every row an id of its own, or leave the id column out")
         seen.add(row["id"])
         if data.max_chars and len(row["prompt"]) > data.max_chars:
             dropped["longer_than_max_chars"] += 1
@@ -136,29 +114,25 @@ def _check_rows(rows: Iterable[Row], data: DataSection, dropped: Counter[str]) -
             yield row
 
 
-def make_clinic_splits(data: DataSection, seed: int) -> Splits:
-    """Make the clinic's notes and their rows. Half of the test notes are in the style that no other
-    split has; the prefixes keep the ids, and so the random draws, apart."""
+def make_clinic_splits(data: DataSection, seed: int) -> dict[str, list[Row]]:
+    """Make the clinic's notes and their rows; half of the test notes are in the style that no other
+    split has, and prefixes keep the ids, and so the random draws, apart."""
     held_out = data.test_size // 2
-    wanted = [
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for split, prefix, size, styles in (
         ("train", "train", data.train_size, clinic.SEEN_STYLES),
         ("validation", "validation", data.validation_size, clinic.SEEN_STYLES),
         ("test", "test-seen", data.test_size - held_out, clinic.SEEN_STYLES),
         ("test", "test-held-out", held_out, [clinic.HELD_OUT_STYLE]),
-    ]
-    splits: Splits = {name: [] for name in SPLITS}
-    for split, prefix, size, styles in wanted:
+    ):
         notes = clinic.make_notes(size, seed, styles, data.missing_rate, prefix)
         splits[split] += [_make_clinic_row(note, data, seed) | {"split": split} for note in notes]
     return splits
 
 
 def _make_clinic_row(note: clinic.Note, data: DataSection, seed: int) -> Row:
-    """The row of a note, with the facts it was made from.
-
-    All that its reference says is true: its author knew the patient. Whether the note says so is
-    another question, and that gap is what this course is about.
-    """
+    """The row of a note, with the facts it was made from. All that its reference says is true of
+    the patient; whether the note says so is the gap that this course is about."""
     return make_row(
         id=note.id, group_id=note.group_id, source="clinic", style=note.style, context=note.text,
         style_group="held_out" if note.style == clinic.HELD_OUT_STYLE else "seen",

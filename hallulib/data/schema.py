@@ -1,17 +1,12 @@
-"""The one row schema that every source ends in, and how rows are stored."""
+"""The one row schema that every source ends in, and how rows are read back."""
 
-from __future__ import annotations
-
-import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from hallulib.detectors.base import Source
-from hallulib.errors import DataError
-from hallulib.files import display_path
+from hallulib.files import sha256_text
 
 Row = dict[str, str]
 SPLITS = ("train", "validation", "test")
@@ -29,40 +24,18 @@ def make_row(**known: str) -> Row:
 
 
 def build_prompt(template: str, context: str) -> str:
-    """Put the note into the recipe's prompt template. Raises DataError without `{context}` in it.
-
-    Only the note goes in: nothing that says what the right answer is.
-    """
-    if "{context}" not in template:
-        raise DataError(
-            f"the prompt template {template!r} has no place for the note",
-            "write {context} into data.prompt_template of the recipe",
-        )
+    """Put the note into the recipe's template; nothing that says what the right answer is."""
     return template.replace("{context}", context)
 
 
 def hash_context(context: str) -> str:
     """A group id from a note's text: same words, same group, whatever the spacing or case."""
-    normal = " ".join(context.lower().split())
-    return "ctx-" + hashlib.sha256(normal.encode()).hexdigest()[:16]
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as parquet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(path, index=False)
+    return "ctx-" + sha256_text(" ".join(context.lower().split()))[:16]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of one split. Raises DataError if a column of the schema is missing."""
-    frame = pd.read_parquet(path)
-    missing = [name for name in COLUMNS if name not in frame]
-    if missing:
-        raise DataError(
-            f"{display_path(path)} lacks the column {missing[0]!r} of the row schema",
-            "run notebook 01_data_prep again",
-        )
-    return frame[list(COLUMNS)].to_dict("records")
+    """The rows of one split."""
+    return pd.read_parquet(path, columns=list(COLUMNS)).to_dict("records")
 
 
 def read_facts(row: Row) -> dict | None:

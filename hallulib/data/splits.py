@@ -5,65 +5,55 @@ threshold (Jaccard index; Broder 1997). All pairs are compared exactly: the prod
 table of notes and sequences with itself counts what each two of them share.
 """
 
-from __future__ import annotations
-
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
+from itertools import accumulate, islice
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 
 from hallulib.data.schema import SPLITS, Row, hash_context
 from hallulib.errors import DataError
+from hallulib.files import sha256_text
 
 ROOM = 1.2  # rows drawn per row wanted: merging groups later moves some to another split
 WORDS = 3
 BLOCK = 200  # notes compared with all others at a time
-_WORD = re.compile(r"\w+")
 
 
-def hash_share(seed: int, group_id: str, purpose: str = "split") -> float:
-    """A number in [0, 1) from seed and group alone: adding rows never moves another group."""
-    digest = sha256(f"{purpose}\x1f{seed}\x1f{group_id}".encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+def hash_share(seed: int, group_id: str, purpose: str) -> float:
+    """A number in [0, 1] from seed and group alone: adding rows never moves another group."""
+    return int(sha256_text(f"{purpose}\x1f{seed}\x1f{group_id}")[:14], 16) / 2**56
 
 
 def choose_split(group_id: str, sizes: Mapping[str, int], seed: int) -> str:
-    """The split of a group: its hash falls into a share of [0, 1) as wide as the split's size."""
-    share, total, upto = hash_share(seed, group_id), sum(sizes.values()), 0.0
-    for name in SPLITS:
-        upto += sizes[name] / total
-        if share < upto:
-            return name
-    return SPLITS[-1]
+    """The split of a group: its hash falls into a share of [0, 1] as wide as the split's size."""
+    place = hash_share(seed, group_id, "split") * sum(sizes.values())
+    ends = accumulate(sizes[name] for name in SPLITS)
+    return next((name for name, end in zip(SPLITS, ends, strict=True) if place < end), SPLITS[-1])
 
 
 def draw_rows(
     rows: Iterable[Row], sizes: Mapping[str, int], seed: int, dropped: Counter[str]
 ) -> list[Row]:
-    """Draw from a stream enough whole groups for the splits; the rows keep the stream's order.
+    """Draw from a stream enough whole groups for the splits, by their hashes alone, in the stream's
+    order; memory does not grow with the stream, and what is not drawn is counted in `dropped`.
 
-    Which groups are drawn depends on their hashes, not on the order of the rows, and memory does
-    not grow with the stream. Rows without a reference (MedHal's non-factual ones) come with their
-    group and do not count. What is not drawn is counted in `dropped`.
+    Rows without a reference (MedHal's non-factual ones) come with their group and do not count.
     """
     held: list[Row] = []
-    read: Counter[bool] = Counter()
-    most = 100
-    for row in rows:
-        read[bool(row["reference"])] += 1
-        held.append(row)
-        if len(held) > most:
-            held = _keep_first_groups(held, sizes, seed)
-            most = max(most, 2 * len(held))
-    held = _keep_first_groups(held, sizes, seed)
-    kept = Counter(bool(row["reference"]) for row in held)
-    dropped["beyond_the_sizes"] += read[True] - kept[True]
-    dropped["not_factual_beyond_the_sizes"] += read[False] - kept[False]
+    left_out: Counter[bool] = Counter()
+    rows = iter(rows)
+    while batch := list(islice(rows, max(100, len(held)))):
+        left_out.update(bool(row["reference"]) for row in batch)
+        held = _keep_first_groups(held + batch, sizes, seed)
+    left_out.subtract(bool(row["reference"]) for row in held)
+    dropped["beyond_the_sizes"] += left_out[True]
+    dropped["not_factual_beyond_the_sizes"] += left_out[False]
     return held
 
 
@@ -83,33 +73,24 @@ def _keep_first_groups(rows: list[Row], sizes: Mapping[str, int], seed: int) -> 
 
 
 def split_rows(rows: Iterable[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
-    """Assign rows to splits by group, then cut each split to at most its size, whole groups first.
-
-    sizes: rows wanted per split. With fewer rows than asked for, the shares stay in proportion.
-    Raises DataError when a split would be empty.
-    """
+    """Assign rows to splits by group, at most `sizes[split]` to each, whole groups first; of fewer
+    rows, the same shares. Raises DataError when a split is empty."""
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in rows:
+    for row in sorted(rows, key=lambda r: (hash_share(seed, r["group_id"], "order"), r["id"])):
         name = choose_split(row["group_id"], sizes, seed)
-        splits[name].append(row | {"split": name})
+        if len(splits[name]) < sizes[name]:
+            splits[name].append(row | {"split": name})
     for name, members in splits.items():
-        members.sort(key=lambda row: (hash_share(seed, row["group_id"], "order"), row["id"]))
-        splits[name] = members[: sizes[name]]
-        if not splits[name]:
-            raise DataError(
-                f"no rows for the {name} split: there are too few groups (documents or patients)",
-                "give more rows, or rows with more than one group_id",
-            )
+        if not members:
+            what = f"no rows for the {name} split: too few groups (documents or patients)"
+            raise DataError(what, "give more rows, or rows with more than one group_id")
     return splits
 
 
 def find_leaks(splits: Mapping[str, Iterable[Row]], column: str) -> list[str]:
     """Values of a column (group_id, context) that stand in more than one split."""
-    where: dict[str, set[str]] = defaultdict(set)
-    for name, rows in splits.items():
-        for row in rows:
-            where[row[column]].add(name)
-    return sorted(value for value, names in where.items() if len(names) > 1)
+    found = Counter(v for rows in splits.values() for v in {row[column] for row in rows})
+    return sorted(value for value, count in found.items() if count > 1)
 
 
 def find_near_leaks(splits: Mapping[str, Iterable[Row]], threshold: float) -> list[str]:
@@ -122,7 +103,7 @@ def find_near_leaks(splits: Mapping[str, Iterable[Row]], threshold: float) -> li
 
 def _list_sequences(text: str) -> set[str]:
     """The sequences of three words of a text, case, spacing and signs left out."""
-    words = _WORD.findall(text.lower())
+    words = re.findall(r"\w+", text.lower())
     count = max(1, len(words) - WORDS + 1)
     return {" ".join(words[i : i + WORDS]) for i in range(count)}
 
@@ -147,29 +128,23 @@ def find_near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tup
 def merge_near_duplicates(
     rows: Sequence[Row], threshold: float
 ) -> tuple[list[Row], dict[str, int]]:
-    """Put rows with nearly the same note into one group: that of the first of them.
+    """Put rows with nearly the same note into one group: that of the first of them, so that rows
+    added at the end move none of the others, unless a new note ties two older groups together.
 
-    The first keeps its group, and with it its split, so rows added at the end move none of the
-    others, unless a new note ties two older groups together. Returns (rows, {merged_groups: groups
-    that went into another one, largest_group: rows}).
+    Returns (rows, {merged_groups: groups that went into another, largest_group: rows}).
     """
-    groups = list(dict.fromkeys(row["group_id"] for row in rows))  # in the order they first occur
-    number = {group: i for i, group in enumerate(groups)}
-    notes: dict[str, Row] = {}
-    ties = []
-    for row in rows:
-        first = notes.setdefault(hash_context(row["context"]), row)
-        ties.append((number[first["group_id"]], number[row["group_id"]]))
-    unique = list(notes.values())
-    for i, j in find_near_duplicates([row["context"] for row in unique], threshold):
-        ties.append((number[unique[i]["group_id"]], number[unique[j]["group_id"]]))
-    left, right = np.array(ties).T
-    graph = coo_array((np.ones(len(ties)), (left, right)), shape=(len(groups), len(groups)))
+    # one graph of groups and notes, numbered as they first occur: each row ties a note to a group
+    group, groups = pd.factorize(pd.Series([row["group_id"] for row in rows]))
+    note, notes = pd.factorize(pd.Series([hash_context(row["context"]) for row in rows]))
+    texts = [rows[i]["context"] for i in np.unique(note, return_index=True)[1]]
+    near = np.array(list(find_near_duplicates(texts, threshold)), dtype=int).reshape(-1, 2)
+    ties = np.vstack([np.stack([group, note + len(groups)], axis=1), near + len(groups)])
+    nodes = len(groups) + len(notes)
+    graph = coo_array((np.ones(len(ties)), tuple(ties.T)), shape=(nodes, nodes))
     _, component = connected_components(graph, directed=False)
-    leaders: dict[int, str] = {}
-    leader = {g: leaders.setdefault(c, g) for g, c in zip(groups, component, strict=True)}
-    merged = [row | {"group_id": leader[row["group_id"]]} for row in rows]
-    sizes = Counter(row["group_id"] for row in merged)
+    first = pd.Series(groups).groupby(component[: len(groups)]).transform("first")
+    merged = [row | {"group_id": name} for row, name in zip(rows, first[group], strict=True)]
     return merged, {
-        "merged_groups": len(groups) - len(leaders), "largest_group": max(sizes.values())
-    }  # fmt: skip
+        "merged_groups": len(groups) - first.nunique(),
+        "largest_group": int(first[group].value_counts().max()),
+    }

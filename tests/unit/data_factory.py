@@ -1,7 +1,5 @@
 """Small files in the formats people have, and runs of the data stage on them."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 from base_model import build_tokenizer
 from tiny_model import shared_folder
 
-from hallulib.clinic.notes import make_notes
+from hallulib.clinic import make_notes
 from hallulib.data.schema import make_row
 from hallulib.files import project_root
 from hallulib.recipe import Recipe, load_recipe
@@ -44,20 +42,10 @@ def write_jsonl(path: Path, records: list[dict]) -> Path:
     return write_file(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def medhal_record(**changes) -> dict:
-    return {
-        "id": "1", "context": "A note.", "statement": "A summary.", "label": True,
-        "explanation": "LEAK The statement is factual.", "inner_id": "g1", "source": "acm",
-        "synthetic": False,
-    } | changes  # fmt: skip
-
-
 def plain_row(row_id, group_id, prompt, reference, context, rejected="") -> dict[str, str]:
     """A row of the schema from a file."""
-    return make_row(
-        id=row_id, group_id=group_id, source="f", prompt=prompt, reference=reference,
-        context=context, rejected=rejected,
-    )  # fmt: skip
+    sides = {"reference": reference, "rejected": rejected}
+    return make_row(id=row_id, group_id=group_id, prompt=prompt, context=context, **sides)
 
 
 def make_text(number: int, words: int = 40) -> str:

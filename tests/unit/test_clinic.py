@@ -1,13 +1,14 @@
 """The clinic world: what is drawn is what is written, and what is checked is exact."""
 
 import pytest
+import torch
 from base_model import CORPUS_WRITERS, build_tokenizer, encode_note
 from pretrain import separate_embeddings
 from samples import write_samples
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hallulib.clinic import (
     HELD_OUT_STYLE,
-    Note,
     check,
     exchange_fact,
     find_omissions,
@@ -15,9 +16,7 @@ from hallulib.clinic import (
     write_reference,
     write_summary,
 )
-from hallulib.clinic.facts import find_statements
-from hallulib.clinic.notes import OPTIONAL_SECTIONS, SECTIONS
-from hallulib.clinic.words import WORDS, WRITERS
+from hallulib.clinic.notes import OPTIONAL_SECTIONS, SECTIONS, WORDS, WRITERS
 from hallulib.files import project_root
 
 pytestmark = pytest.mark.unit
@@ -25,12 +24,9 @@ pytestmark = pytest.mark.unit
 NOTES = make_notes(200, seed=3, styles=list(WRITERS), missing_rate=0.3)
 
 
-def _verdicts(facts: dict, summary: str) -> set[tuple[str, str, str | None]]:
-    return {(s["kind"], s["verdict"], s["error_type"]) for s in check(facts, summary)}
-
-
-def _errors(facts: dict, summary: str) -> set[tuple[str, str, str | None]]:
-    return {v for v in _verdicts(facts, summary) if v[1] != "supported"}
+def find_errors(facts: dict, summary: str) -> set[tuple[str, str, str | None]]:
+    verdicts = {(s["kind"], s["verdict"], s["error_type"]) for s in check(facts, summary)}
+    return {verdict for verdict in verdicts if verdict[1] != "supported"}
 
 
 def test_every_fact_of_a_note_stands_in_its_text_word_for_word():
@@ -41,89 +37,74 @@ def test_every_fact_of_a_note_stands_in_its_text_word_for_word():
             assert all(word.lower() in text for word in words), (note.id, kind)
 
 
-def test_every_writer_has_sentences_for_every_section():
+def test_every_writer_has_sentences_for_every_section_and_only_optional_ones_go_missing():
     assert all(set(writer.sentences) == set(SECTIONS) for writer in WRITERS.values())
+    assert {kind for note in NOTES for kind in note.unwritten} <= set(OPTIONAL_SECTIONS)
 
 
 def test_a_faithful_summary_has_no_error_and_omits_nothing():
     for note in NOTES:
         summary = write_summary(note.facts)
-        assert not _errors(note.facts, summary), summary
+        assert not find_errors(note.facts, summary), summary
         assert find_omissions(note.facts, summary) == []
+    assert check(NOTES[0].facts, "") == []
+    assert set(find_omissions(NOTES[0].facts, "")) == set(NOTES[0].facts)
 
 
 def test_statements_point_at_their_own_text():
     for note in NOTES:
         summary = write_reference(note, 0, 1.0)
-        for statement in find_statements(summary):
-            assert summary[statement.start : statement.end] == statement.text
+        for statement in check(note.facts, summary):
+            assert summary[statement["start"] : statement["end"]] == statement["text"]
 
 
 def test_a_fact_that_the_note_lacks_is_not_in_the_note():
     note = next(n for n in NOTES if "allergies" in n.unwritten)
     summary = write_summary(note.facts | {"allergies": note.unwritten["allergies"]})
-    assert _errors(note.facts, summary) == {("allergies", "not_in_note", "fabrication")}
+    assert find_errors(note.facts, summary) == {("allergies", "not_in_note", "fabrication")}
 
 
-def test_another_dose_of_the_same_drug_is_a_detail_and_another_drug_is_made_up():
-    facts = {"medications": ["metformin 500 mg twice daily"]}
-    assert _errors(facts, "Takes metformin 850 mg twice daily.") == {
-        ("medications", "contradicted", "detail")
-    }
-    assert _errors(facts, "Takes gabapentin 300 mg at night.") == {
-        ("medications", "contradicted", "fabrication")
-    }
-
-
-def test_a_relatives_or_former_value_taken_over_is_contextual():
-    facts = {"history": ["gout"], "distractors": {"history": ["asthma"]}}
-    assert _errors(facts, "History of asthma.") == {("history", "contradicted", "contextual")}
-
-
-def test_a_denied_complaint_is_a_negation():
-    facts = {"complaint": ["chest pain"], "negatives": ["fever"]}
-    assert _errors(facts, "Denies fever and chest pain.") == {
-        ("negatives", "contradicted", "negation")
-    }
+@pytest.mark.parametrize(
+    ("facts", "summary", "error_type"),
+    [
+        ({"medications": ["metformin 500 mg twice daily"]},
+         "Takes metformin 850 mg twice daily.", "detail"),
+        ({"medications": ["metformin 500 mg twice daily"]},
+         "Takes gabapentin 300 mg at night.", "fabrication"),
+        ({"history": ["gout"], "distractors": {"history": ["asthma"]}},
+         "History of asthma.", "contextual"),
+        ({"negatives": ["fever"], "complaint": ["chest pain"]},
+         "Denies fever and chest pain.", "negation"),
+    ],
+    ids=["another dose", "another drug", "a relative's or former value", "a denied complaint"],
+)  # fmt: skip
+def test_what_contradicts_the_note_is_named_by_its_kind_of_error(facts, summary, error_type):
+    assert find_errors(facts, summary) == {(next(iter(facts)), "contradicted", error_type)}
 
 
 def test_a_sentence_outside_the_language_of_summaries_is_an_error_not_a_gap():
-    verdict = check({"age": ["40"]}, "The patient is an astronaut.")[0]
-    assert verdict["kind"] == "unparsed"
-    assert verdict["verdict"] == "not_in_note"
+    errors = find_errors({"age": ["40"]}, "The patient is an astronaut.")
+    assert errors == {("unparsed", "not_in_note", "other")}
 
 
-def test_a_decimal_point_does_not_end_a_statement():
-    assert [s.text for s in find_statements("Lab: potassium 3.8 mmol/L.")] == [
-        "potassium 3.8 mmol/L"
-    ]
-
-
-def test_an_empty_summary_states_nothing_and_omits_everything():
-    note = NOTES[0]
-    assert check(note.facts, "") == []
-    assert set(find_omissions(note.facts, "")) == set(note.facts)
-
-
-def test_no_value_could_be_split_in_two_by_the_checker():
+def test_a_decimal_point_does_not_end_a_statement_and_no_value_could_be_split_in_two():
+    assert check({}, "Lab: potassium 3.8 mmol/L.")[0]["text"] == "potassium 3.8 mmol/L"
     values = [value for values in WORDS.values() for value in values]
     assert not [value for value in values if " and " in value or ", " in value]
 
 
 def test_a_reference_states_missing_sections_at_the_fill_rate():
+    def count(fill_rate: float) -> int:
+        references = [(note, write_reference(note, 0, fill_rate)) for note in notes]
+        return sum(
+            found["verdict"] != "supported"
+            for note, reference in references
+            for found in check(note.facts, reference)
+        )
+
     notes = make_notes(600, seed=1, missing_rate=0.5)
-    missing = sum(len(note.unwritten) for note in notes)
-    filled = sum(len(_fabrications(note, write_reference(note, 0, 0.85))) for note in notes)
-    assert 0.80 < filled / missing < 0.90
-    assert all(not _fabrications(note, write_reference(note, 0, 0.0)) for note in notes)
-
-
-def _fabrications(note: Note, summary: str) -> list[dict]:
-    return [s for s in check(note.facts, summary) if s["verdict"] != "supported"]
-
-
-def test_only_optional_sections_go_missing():
-    assert {kind for note in NOTES for kind in note.unwritten} <= set(OPTIONAL_SECTIONS)
+    assert 0.80 < count(0.85) / sum(len(note.unwritten) for note in notes) < 0.90
+    assert count(0.0) == 0
 
 
 def test_more_notes_leave_the_earlier_ones_as_they_were():
@@ -144,7 +125,7 @@ def test_the_samples_that_ship_are_those_the_code_writes(tmp_path, name):
 def test_the_exchanged_fact_is_wrong_and_is_the_only_one():
     for note in NOTES:
         summary, explanation = exchange_fact(note, 0)
-        kinds = {kind for kind, _, _ in _errors(note.facts, summary)}
+        kinds = {kind for kind, _, _ in find_errors(note.facts, summary)}
         assert len(kinds) == 1 and kinds.pop().replace("_", " ") in explanation
 
 
@@ -169,9 +150,6 @@ def test_no_pretraining_sentence_is_one_of_the_held_out_style():
 
 
 def test_word_vectors_that_became_one_are_pulled_apart_and_no_other_moves():
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=20, num_attention_heads=2, **shape))

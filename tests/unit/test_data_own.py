@@ -1,8 +1,5 @@
 """Anybody's files: encodings, quotes, column names, triplets, chats; and what can be wrong."""
 
-from __future__ import annotations
-
-import codecs
 import json
 from collections import Counter
 
@@ -10,10 +7,8 @@ import pandas as pd
 import pytest
 from data_factory import REAL, TEMPLATE, open_run, write_file, write_jsonl
 
-from hallulib.data import SPLITS, prepare_data
-from hallulib.data.files import read_records
-from hallulib.data.own import stream_own_rows
-from hallulib.data.schema import build_prompt, hash_context
+from hallulib.data import prepare_data, stream_own_rows
+from hallulib.data.schema import SPLITS, build_prompt, hash_context
 from hallulib.data.splits import find_leaks
 from hallulib.errors import DataError, RecipeError
 from hallulib.files import project_root
@@ -26,6 +21,7 @@ needs_mts = pytest.mark.skipif(
 needs_medec = pytest.mark.skipif(
     not (REAL / "medec").exists(), reason="MEDEC is not in data/external/medec"
 )
+NOTE = {"context": "dialogue", "reference": "summary"}  # columns: our name -> the file's
 
 
 def load(path, columns=None, encoding="auto") -> tuple[list[dict], Counter]:
@@ -42,12 +38,15 @@ def load_one(tmp_path, record, columns=None) -> dict:
 
 
 def test_own_rows_come_from_context_or_prompt_columns(tmp_path):
-    text = "context,reference\n\"A note, with\nlines\", Short. \nOther,Text\n"
-    rows, _ = load(write_file(tmp_path / "a.csv", "\ufeff" + text))
+    text = '\ufeffcontext,reference\n"A note, with\nlines", Short. \nOther,Text\n'
+    rows, _ = load(write_file(tmp_path / "a.csv", text))
     assert rows[0]["prompt"] == "Summarise the note.\n\nA note, with\nlines"
     assert rows[0]["reference"] == "Short."
     row = load_one(tmp_path, {"prompt": "Do it.", "reference": "Done."})
     assert row["prompt"] == "Do it." and row["group_id"] == hash_context("do  IT.")
+    patient = load_one(tmp_path, {"group_id": 7, "context": "A", "reference": "b"})
+    assert patient["group_id"] == "7"
+    assert build_prompt("{context} {x}", "{braces}") == "{braces} {x}"
 
 
 @pytest.mark.parametrize(
@@ -56,20 +55,21 @@ def test_own_rows_come_from_context_or_prompt_columns(tmp_path):
      ("a.json", '[{"dialogue": "A", "summary": "b"}]')],
 )  # fmt: skip
 def test_the_recipe_maps_columns_and_semicolons_tabs_and_json_lists_are_read(tmp_path, name, text):
-    columns = {"context": "dialogue", "reference": "summary"}
-    ((row,), _) = load(write_file(tmp_path / name, text), columns)
+    path = write_file(tmp_path / name, text)
+    ((row,), _) = load(path, NOTE)
     assert (row["context"], row["reference"]) == ("A", "b")
-
-
-def test_a_mapped_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
-    path = write_file(tmp_path / "a.csv", "dialogue,summary\nA,b\n")
     with pytest.raises(DataError, match=r"row 1: no column 'note'.*dialogue, summary"):
-        load(path, {"context": "note", "reference": "summary"})
+        load(path, NOTE | {"context": "note"})
 
 
-def test_an_unknown_name_on_our_side_of_the_mapping_is_a_recipe_error():
-    with pytest.raises(RecipeError, match="contxt"):
-        load_recipe("tiny-cpu", {"data": {"columns": {"contxt": "dialogue"}}})
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"columns": {"contxt": "dialogue"}}, "contxt"),
+     ({"prompt_template": "Summarise."}, "data.prompt_template.*context")],
+)  # fmt: skip
+def test_an_unknown_column_and_a_template_without_a_place_are_recipe_errors(settings, words):
+    with pytest.raises(RecipeError, match=words):
+        load_recipe("tiny-cpu", {"data": settings})
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -79,30 +79,26 @@ def test_unicode_is_recognised_by_its_mark(tmp_path, encoding, ending):
     if ending == "jsonl":
         text = json.dumps({"context": "Naïve 5 µg", "reference": "“b”"}, ensure_ascii=False)
     (tmp_path / f"a.{ending}").write_bytes(text.encode(encoding))
-    ((row,), _) = load(tmp_path / f"a.{ending}")
-    assert (row["context"], row["reference"]) == ("Naïve 5 µg", "“b”")
+    for named in ("auto", encoding.removesuffix("-sig")):
+        ((row,), _) = load(tmp_path / f"a.{ending}", encoding=named)
+        assert (row["context"], row["reference"]) == ("Naïve 5 µg", "“b”")
 
 
 def test_another_encoding_is_never_guessed_but_proposed_and_read_once_named(tmp_path):
-    lines = "".join(f"Le café est chaud, {i} µg dès l’été,ça va\n" for i in range(20))
-    text = "context,reference\n" + lines.replace(", ", " ")
-    (tmp_path / "a.csv").write_bytes(text.encode("cp1252"))
+    lines = "".join(f"Le café est chaud {i} µg dès l’été,ça va\n" for i in range(20))
+    path = tmp_path / "a.csv"
+    path.write_bytes(("context,reference\n" + lines).encode("cp1252"))
     with pytest.raises(DataError, match=r"a\.csv, line 2: the bytes are not utf-8") as caught:
-        load(tmp_path / "a.csv")
+        load(path)
     assert "data.encoding" in caught.value.next_step and "afé" in caught.value.next_step
-    rows, _ = load(tmp_path / "a.csv", encoding="cp1252")
-    assert rows[3]["context"] == "Le café est chaud 3 µg dès l’été"
-    with pytest.raises(DataError, match="'klingon', which Python does not know"):
-        load(tmp_path / "a.csv", encoding="klingon")
-    (tmp_path / "b.csv").write_bytes(codecs.BOM_UTF8 + b"context,reference\nA,b\n")
-    assert load(tmp_path / "b.csv", encoding="utf-8")[0][0]["context"] == "A"
+    assert load(path, encoding="cp1252")[0][3]["context"] == "Le café est chaud 3 µg dès l’été"
+    with pytest.raises(DataError, match="data.encoding: unknown encoding: klingon"):
+        load(path, encoding="klingon")
 
 
 def test_blank_cells_are_dropped_and_counted(tmp_path):
-    path = write_file(tmp_path / "a.csv", "context,reference\nA,b\nB,\n ,c\n")
-    rows, dropped = load(path)
-    assert len(rows) == 1
-    assert dropped == {"blank_context": 1, "blank_reference": 1}
+    rows, dropped = load(write_file(tmp_path / "a.csv", "context,reference\nA,b\nB,\n ,c\n"))
+    assert len(rows) == 1 and dropped == {"blank_context": 1, "blank_reference": 1}
 
 
 @pytest.mark.parametrize(
@@ -139,22 +135,13 @@ def test_bad_files_are_refused_with_the_place(tmp_path, name, content, words):
         load(write_file(tmp_path / name, content))
 
 
-def test_nan_in_parquet_a_missing_file_and_double_ids_are_refused(tmp_path):
+def test_nan_in_parquet_and_a_missing_file_are_refused(tmp_path):
     frame = pd.DataFrame({"context": ["a", None], "reference": ["b", "c"]})
     frame.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet, row 2, column 'context'"):
         load(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="there is no file"):
         load(tmp_path / "none.csv")
-    path = write_file(tmp_path / "d.csv", "id,context,reference\n1,a,b\n1,c,d\n")
-    with pytest.raises(DataError, match=r"d\.csv: the id '1' occurs twice"):
-        prepare_data(*open_run(tmp_path, source="file", path=str(path)))
-
-
-def test_a_template_without_a_place_for_the_note_is_refused():
-    with pytest.raises(DataError, match="no place for the note"):
-        build_prompt("Summarise.", "a note")
-    assert build_prompt("{context} {x}", "{braces}") == "{braces} {x}"
 
 
 # --- ready-made pairs ------------------------------------------------------------------------
@@ -171,20 +158,16 @@ USER, GOOD, BAD = (
         {"prompt": "Summarise.", "chosen": "Good.", "rejected": "Bad."},
         {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
         {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"context": "Summarise.", "chosen": "Good.", "rejected": "Bad."},
     ],
-    ids=["text", "TRL conversational", "TRL without a prompt"],
+    ids=["text", "TRL conversational", "TRL without a prompt", "with a note"],
 )
 def test_triplets_are_read_in_each_of_their_forms(tmp_path, record):
-    row = load_one(tmp_path, record)
-    assert (row["prompt"], row["reference"], row["rejected"]) == ("Summarise.", "Good.", "Bad.")
-    path = tmp_path / "p.parquet"
-    pd.DataFrame([record]).to_parquet(path)
-    assert load(path)[0][0]["rejected"] == "Bad."
-
-
-def test_a_triplet_with_a_note_goes_through_the_template(tmp_path):
-    row = load_one(tmp_path, {"context": "A note.", "chosen": "Good.", "rejected": "Bad."})
-    assert row["prompt"] == "Summarise the note.\n\nA note." and row["context"] == "A note."
+    pd.DataFrame([record]).to_parquet(tmp_path / "p.parquet")
+    for row in (load_one(tmp_path, record), load(tmp_path / "p.parquet")[0][0]):
+        sides = [row[name] for name in ("context", "reference", "rejected")]
+        assert sides == ["Summarise.", "Good.", "Bad."]
+        assert row["prompt"].startswith("Summarise the note." if "context" in record else sides[0])
 
 
 def test_pairs_that_say_nothing_are_dropped_and_counted(tmp_path):
@@ -195,10 +178,14 @@ def test_pairs_that_say_nothing_are_dropped_and_counted(tmp_path):
     assert dropped == {"identical_sides": 1, "blank_rejected": 1, "blank_reference": 1}
 
 
-def test_conversations_that_differ_before_the_answer_are_no_pair(tmp_path):
-    other = USER | {"content": "Another question."}
-    with pytest.raises(DataError, match="row 1: chosen and rejected may differ in their last"):
-        load_one(tmp_path, {"chosen": [USER, GOOD], "rejected": [other, BAD]})
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [({"chosen": [USER, GOOD], "rejected": [GOOD, BAD]}, "chosen and rejected may differ in"),
+     ({"chosen": [GOOD, USER], "rejected": [GOOD, GOOD]}, "'chosen': an answer may hold")],
+)  # fmt: skip
+def test_conversations_that_differ_not_in_the_answer_alone_are_no_pair(tmp_path, record, words):
+    with pytest.raises(DataError, match=f"row 1.*{words}"):
+        load_one(tmp_path, record)
 
 
 # --- chats -----------------------------------------------------------------------------------
@@ -213,9 +200,7 @@ def test_every_answer_of_a_chat_is_a_row_and_the_chat_is_their_group(tmp_path):
     (first, second), _ = load(path)
     assert (first["id"], first["prompt"]) == ("c7", "Be kind.\n\nSummarise.")
     assert (second["id"], second["reference"]) == ("c7-2", "G.")
-    assert second["prompt"] == (
-        "Be kind.\n\nUser: Summarise.\n\nAssistant: Good.\n\nUser: Shorter?"
-    )
+    assert second["prompt"] == "Be kind.\n\nUser: Summarise.\n\nAssistant: Good.\n\nUser: Shorter?"
     assert first["group_id"] == second["group_id"]
     assert "Be kind" not in first["context"] + second["context"]
 
@@ -232,11 +217,8 @@ def test_sharegpt_and_trl_names_are_read_alike(tmp_path):
 def test_parts_of_text_are_joined_tool_calls_skipped_and_chats_without_an_answer_counted(tmp_path):
     parts = [{"type": "text", "text": "Sum"}, {"type": "text", "text": "marise."}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
-    result = {"role": "tool", "content": "42"}
-    records = [
-        {"messages": [{"role": "user", "content": parts}, call, result, GOOD]},
-        {"messages": [USER]}, {"messages": []}, {"messages": [GOOD]},
-    ]  # fmt: skip
+    asked = [{"role": "user", "content": parts}, call, {"role": "tool", "content": "42"}]
+    records = [{"messages": said} for said in ([*asked, GOOD], [USER], [], [GOOD])]
     (row,), dropped = load(write_jsonl(tmp_path / "a.jsonl", records))
     assert row["prompt"] == "User: Sum\nmarise.\n\nTool: 42"
     assert dropped == {"chat_without_answer": 3}
@@ -248,7 +230,7 @@ def test_parts_of_text_are_joined_tool_calls_skipped_and_chats_without_an_answer
      ([USER, {"role": "wizard", "content": "x"}], "message 2: the role is 'wizard'"),
      ([USER, {"role": "assistant", "content": None}], "message 2: None is not text"),
      ([USER, "x"], "message 2: 'x' is no object"),
-     ([{"role": "user", "content": [{"type": "image_url"}]}], "type 'image_url' is no text")],
+     ([{"role": "user", "content": [{"type": "image_url"}]}], "'image_url'} is not text")],
 )  # fmt: skip
 def test_bad_chats_are_named_by_row_and_message(tmp_path, messages, words):
     with pytest.raises(DataError, match=rf"row 1, .*{words}"):
@@ -264,8 +246,7 @@ def test_own_file_becomes_splits_through_the_stage(tmp_path):
         for i in range(200)
     ]
     path = write_jsonl(tmp_path / "own.jsonl", records)
-    recipe, run = open_run(tmp_path, source="file", path=str(path))
-    result = prepare_data(recipe, run)
+    result = prepare_data(*open_run(tmp_path, source="file", path=str(path)))
     splits = {name: result.read(name) for name in SPLITS}
     assert find_leaks(splits, "context") == []
     assert result.audit["references"] is None
@@ -274,20 +255,20 @@ def test_own_file_becomes_splits_through_the_stage(tmp_path):
     assert "LEAK" not in json.dumps(splits)
 
 
-def test_settings_of_ones_own_file_are_refused_for_another_source(tmp_path):
-    for settings in ({"columns": {"context": "note"}}, {"encoding": "cp1252"}):
-        recipe, run = open_run(tmp_path, source="clinic", **settings)
-        with pytest.raises(DataError, match="data.source is 'clinic'"):
-            prepare_data(recipe, run)
-
-
-def test_a_source_without_a_path_or_without_a_usable_row_is_refused(tmp_path):
-    recipe, run = open_run(tmp_path, source="file")
-    with pytest.raises(DataError, match="data.path is empty"):
-        prepare_data(recipe, run)
-    path = write_file(tmp_path / "a.csv", "context,reference\n ,b\n")
-    recipe, run = open_run(tmp_path, source="file", path=str(path))
-    with pytest.raises(DataError, match=r"no row that can be used: \{'blank_context': 1\}"):
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"source": "clinic", "columns": NOTE}, "data.source is 'clinic'"),
+     ({"source": "medhal", "encoding": "cp1252"}, "data.source is 'medhal'"),
+     ({"source": "file"}, "data.path is empty"),
+     ({"source": "file", "path": " ,b"}, r"no row that can be used: \{'blank_context': 1\}"),
+     ({"source": "file", "path": "a,b,1\nc,d,1"}, r"a\.csv: the id '1' occurs twice")],
+)  # fmt: skip
+def test_a_stage_whose_source_cannot_be_used_is_refused_and_not_recorded(tmp_path, settings, words):
+    if "path" in settings:  # the rows of a file
+        head = "context,reference,id\n" if "1" in settings["path"] else "context,reference\n"
+        settings = settings | {"path": str(write_file(tmp_path / "a.csv", head + settings["path"]))}
+    recipe, run = open_run(tmp_path, **settings)
+    with pytest.raises(DataError, match=words):
         prepare_data(recipe, run)
     assert "data" not in run.manifest["stages"]
 
@@ -302,17 +283,6 @@ def test_the_samples_that_ship_are_read_and_none_of_their_rows_is_dropped(name):
 
 
 @needs_mts
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("training.csv", 1201), ("validation.csv", 100), ("automatic_summaries.csv", 400)],
-)  # fmt: skip
-def test_real_files_are_read_whole(name, count):
-    records = [record for _, record in read_records(REAL / "mts-dialog" / name)]
-    assert len(records) == count
-    assert all(not key.startswith("\ufeff") for key in records[0])
-
-
-@needs_mts
 def test_mts_dialog_is_read_with_its_own_column_names_and_cutting_it_is_refused(tmp_path):
     columns = {"id": "ID", "context": "dialogue", "reference": "section_text"}
     settings = {"source": "file", "path": str(REAL / "mts-dialog" / "training.csv")}
@@ -321,8 +291,7 @@ def test_mts_dialog_is_read_with_its_own_column_names_and_cutting_it_is_refused(
         prepare_data(recipe, run)
     audit = json.loads(run.path("data/audit.json").read_text("utf-8"))
     assert audit["splits"]["train"]["labels_all_lost"] > 0
-    recipe, run = open_run(tmp_path, columns=columns, max_chars=600, **settings)
-    result = prepare_data(recipe, run)
+    result = prepare_data(*open_run(tmp_path, columns=columns, max_chars=600, **settings))
     assert result.audit["dropped"]["longer_than_max_chars"] > 300
     assert sum(result.counts.values()) + sum(result.audit["dropped"].values()) == 1201
     assert result.audit["leaks"]["near_duplicates"] == []

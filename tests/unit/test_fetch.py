@@ -1,7 +1,5 @@
 """Fetching real text: checked, whole or not at all, from the network or from a disk."""
 
-from __future__ import annotations
-
 from hashlib import sha256
 
 import pytest
@@ -22,8 +20,8 @@ def external(tmp_path, monkeypatch):
     there.mkdir(parents=True)
     for name, data in FILES.items():
         (there / name).write_bytes(data)
-    known = [(n, f"Main Data/{n}", sha256(data).hexdigest()) for n, data in FILES.items()]
-    monkeypatch.setitem(SETS, "tiny", (there.parent.as_uri() + "/", known))
+    known = {n: (f"Main Data/{n}", sha256(data).hexdigest()) for n, data in FILES.items()}
+    monkeypatch.setitem(SETS, "tiny", {"address": there.parent.as_uri() + "/", "files": known})
     monkeypatch.setattr(fetch, "resolve_path", lambda path: tmp_path / path)
     return tmp_path / "data" / "external" / "tiny"
 
@@ -51,13 +49,13 @@ def test_what_is_there_and_right_is_kept_and_what_is_wrong_is_replaced(external)
 
 def test_a_wrong_checksum_is_refused_by_file_and_nothing_is_left_behind(external):
     (external.parents[2] / "official" / "Main Data" / "LICENSE.txt").write_bytes(b"other")
-    with pytest.raises(DataError, match=r"LICENSE.txt is not .*\nNext: .*file://"):
+    with pytest.raises(DataError, match=r"LICENSE.txt has another checksum .*\nNext: .*file://"):
         fetch_data("tiny")
     assert not external.exists()
 
 
 def test_without_a_network_one_plain_error_names_the_other_way(external, monkeypatch, capsys):
-    monkeypatch.setitem(SETS, "tiny", ("http://127.0.0.1:9/", SETS["tiny"][1]))
+    monkeypatch.setitem(SETS["tiny"], "address", "http://127.0.0.1:9/")
     with pytest.raises(SystemExit) as ended:
         cli.main(["fetch", "tiny"])
     error = capsys.readouterr().err
@@ -74,7 +72,7 @@ def test_a_copy_that_lacks_a_file_and_an_unknown_set_are_named(external, tmp_pat
 
 
 def test_every_known_file_is_pinned_to_a_commit_and_a_checksum():
-    for address, files in SETS.values():
-        assert len(address.rstrip("/").rsplit("/")[-1]) == 40
-        assert all(len(checksum) == 64 for _, _, checksum in files)
-        assert "LICENSE.txt" in [name for name, _, _ in files]
+    for known in SETS.values():
+        assert len(known["address"].rstrip("/").rsplit("/")[-1]) == 40
+        assert all(len(checksum) == 64 for _, checksum in known["files"].values())
+        assert "LICENSE.txt" in known["files"]
