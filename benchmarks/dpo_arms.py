@@ -123,7 +123,7 @@ def run_ours(folder: Path, steps: int, shared: bool) -> dict:
     from hallulib.checkpoints import Log
     from hallulib.dpo.logprobs import choose_layout
     from hallulib.dpo.reference import ReferenceCache
-    from hallulib.dpo.train import Arm, Start, make_task
+    from hallulib.dpo.train import Start, make_task
     from hallulib.models import attach_adapter, load_base_model, load_tokenizer
     from hallulib.recipe import load_recipe
     from hallulib.training import train
@@ -146,13 +146,13 @@ def run_ours(folder: Path, steps: int, shared: bool) -> dict:
     dtype = recipe.model.dtype
     layout = choose_layout(policy, pairs[:1], pad_id, recipe.dpo.prefix_sharing, dtype)
     assert layout.shared == shared, layout
-    cache = ReferenceCache.open(Path(tempfile.mkdtemp(dir=folder)), recipe.model, policy, tokenizer)
+    cache = ReferenceCache(Path(tempfile.mkdtemp(dir=folder)), recipe.model, policy, tokenizer)
     began = time.process_time()
     cache.fill(policy, pairs, pad_id, PAIRS_PER_STEP, shared)
     reference_seconds = time.process_time() - began
     pairs = cache.add_reference(pairs)
     start = Start(policy, tokenizer, pairs, pairs[:1], shared, {"reference_key": cache.key})
-    task = make_task(start, Arm("dpo", preference=True, sft_weight=0.0), recipe.dpo)
+    task = make_task(start, "dpo_plain", recipe.dpo)
     clock, log = StepClock(), Log(Path(tempfile.mkdtemp(dir=folder)))
     found = train_measured(lambda: train(policy, task, recipe.dpo, log, 0, clock.tick), clock)
     return found | {

@@ -1,14 +1,11 @@
 """What a training leaves on the disk: its log, its checkpoints, and in the end the adapter."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +15,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hallulib.errors import GateFailed
-from hallulib.files import (
-    append_lines,
-    display_path,
-    recover_lines,
-    write_json_atomic,
-    write_jsonl,
-)
+from hallulib.files import append_lines, display_path, recover_lines, write_json_atomic, write_jsonl
 from hallulib.models import save_adapter
 from hallulib.processes import is_main_process, process_rank, wait_for_all
-from hallulib.run import Run
+from hallulib.run import Result
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.json"  # written last: a checkpoint without it does not count
@@ -65,18 +56,17 @@ class Log:
             with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 append_lines(file, self.rows[-1:])
         for name, value in values.items() if self.writer else ():
-            group = name.replace("eval_", "eval/") if "eval_" in name else name
+            group = name.replace("eval_", "eval/")
             self.writer.add_scalar(group if "/" in group else f"train/{name}", value, step)
-
-    def values_at(self, step: int, *prefixes: str) -> dict[str, float]:
-        """Return the values that were logged at a step and whose names begin so."""
-        at_step = [row for row in self.rows if row["step"] == step]
-        return {k: v for row in at_step for k, v in row.items() if k.startswith(prefixes)}
 
     def find_best_step(self) -> int:
         """Return the step with the lowest validation loss; the start does not count."""
         measured = [row for row in self.rows if "eval_loss" in row and row["step"]]
         return min(measured, key=lambda row: row["eval_loss"])["step"] if measured else 0
+
+    def name_checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies."""
+        return self.folder / f"checkpoint-{step}"
 
     def close(self) -> None:
         """Close TensorBoard's file."""
@@ -84,22 +74,17 @@ class Log:
             self.writer.close()
 
 
-def name_checkpoint(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
-    return folder / f"checkpoint-{step}"
-
-
 def save_checkpoint(
     policy: PeftModel, optimizer: Optimizer, scheduler: LRScheduler, log: Log, state: dict[str, Any]
 ) -> None:
-    """Save adapter, optimiser, schedule and random states; this checkpoint and the best are kept.
+    """Save adapter, optimiser, schedule, random states and `state`, which has the `step`.
 
-    `state` has the `step`; it is written last. The base model is in no checkpoint. Raises
-    GateFailed when a weight is no number any more.
+    This checkpoint and the best are kept. The base model is in no checkpoint. Raises GateFailed
+    when a weight is no number any more.
     """
     if any(not p.isfinite().all() for p in policy.parameters() if p.requires_grad):
         raise GateFailed("Training led to weights that are no numbers.", "Lower the learning rate.")
-    path = name_checkpoint(log.folder, state["step"])
+    path = log.name_checkpoint(state["step"])
     if is_main_process():
         save_adapter(policy, path)
     wait_for_all()
@@ -107,25 +92,22 @@ def save_checkpoint(
     wait_for_all()
     if is_main_process():
         write_json_atomic(path / STATE_FILE, state)
-        kept = {path, name_checkpoint(log.folder, log.find_best_step())}
+        kept = {path, log.name_checkpoint(log.find_best_step())}
         for old in set(log.folder.glob("checkpoint-*")) - kept:
             shutil.rmtree(old)
 
 
 def load_checkpoint(
-    policy: PeftModel, optimizer: Optimizer, scheduler: LRScheduler, folder: Path, reference: str
+    policy: PeftModel, optimizer: Optimizer, scheduler: LRScheduler, log: Log, reference: str
 ) -> dict[str, Any]:
-    """Put everything back as it was at the newest complete checkpoint; returns its state, {"step":
-    0} without one. One that was cut off while it was written does not count.
-
-    Raises GateFailed where it was trained against another reference than `reference`.
-    """
-    complete = [json.loads(file.read_text("utf-8")) for file in folder.glob(f"*/{STATE_FILE}")]
-    state = max(complete, key=lambda state: state["step"], default={"step": 0})
+    """Put everything back as it was at the newest whole checkpoint; returns its state, {"step": 0}
+    without one. Raises GateFailed where it was trained against another reference."""
+    states = [json.loads(file.read_text("utf-8")) for file in log.folder.glob(f"*/{STATE_FILE}")]
+    state = max(states, key=lambda state: state["step"], default={"step": 0})
     wait_for_all()  # everybody has seen the same one
     if not state["step"]:
         return state
-    path, began_with = name_checkpoint(folder, state["step"]), state["reference"]
+    path, began_with = log.name_checkpoint(state["step"]), state["reference"]
     if began_with != reference:
         raise GateFailed(
             f"{display_path(path)} was trained against reference {began_with[:12] or 'none'}, and "
@@ -138,30 +120,21 @@ def load_checkpoint(
     return state
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained adapter. `notes` go into the manifest; `metrics` among them are those of the step
-    that was kept: eval_*, and guardrail/* where there was one."""
+def write_trained(
+    policy: PeftModel, log: Log, folder: Path, kept: int, notes: dict[str, Any]
+) -> Result:
+    """Write `folder`/adapter, which is that of step `kept`, and `folder`/metrics.jsonl.
 
-    adapter: Path
-    notes: dict[str, Any]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return self.notes["metrics"]
-
-
-def load_trained(run: Run, name: str) -> Trained:
-    """Read the result of a finished training stage back from the run."""
-    return Trained(run.path(f"{name}/adapter"), run.manifest["stages"][name]["notes"])
-
-
-def write_trained(policy: PeftModel, log: Log, folder: Path, notes: dict[str, Any]) -> Trained:
-    """Write `folder`/adapter and `folder`/metrics.jsonl, and return what was made."""
+    To the notes come steps, best_step (by validation loss), kept_step, and metrics: those of the
+    kept step, eval_* and guardrail/*.
+    """
     if is_main_process():
         save_adapter(policy, folder / "adapter")
         write_jsonl(folder / METRICS_FILE, log.rows)
-    return Trained(folder / "adapter", notes)
+    logged = {k: v for row in log.rows if row["step"] == kept for k, v in row.items()}
+    metrics = {k: v for k, v in logged.items() if k.startswith(("eval_", "guardrail/"))}
+    steps = {"steps": log.rows[-1]["step"], "best_step": log.find_best_step(), "kept_step": kept}
+    return Result(folder / "adapter", notes | steps | {"metrics": metrics})
 
 
 @contextmanager

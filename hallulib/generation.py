@@ -5,16 +5,14 @@ All samples of a prompt live in one row. Each step adds one token per sample to 
 stored and read once however many samples are drawn. It needs no change to the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.cache_utils import Cache, DynamicLayer
 
 from hallulib.errors import RecipeError
@@ -37,61 +35,47 @@ class Generation:
 
 @torch.no_grad()
 def generate_summaries(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    num_samples: int = 1,
+    model: torch.nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], *,
+    batch_size: int, max_new_tokens: int, temperature: float = 0.0, num_samples: int = 1,
     seed: int = 0,
-    progress: str = "",
-) -> list[list[Generation]]:
+) -> list[list[Generation]]:  # fmt: skip
     """Return `num_samples` summaries for each prompt, in the order of `prompts`.
 
     `batch_size` counts summaries generated at a time. Temperature 0 takes the most likely token;
     otherwise the random numbers of a sample depend only on (seed, prompt, sample), not on the
-    batch it is in, so a pass done in pieces gives what it gives in one. `progress` labels the bar;
-    "" shows none. The model is put in evaluation mode.
+    batch it is in, so a pass done in pieces gives what it gives in one. The model is put in
+    evaluation mode.
     """
     if temperature == 0 and num_samples > 1:
         raise RecipeError(
             "Several samples at temperature 0 would all be the same.", "Set a temperature above 0."
         )
     model.eval()
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     rows = max(1, batch_size // num_samples)
     results: list[list[Generation]] = [[] for _ in prompts]
-    bar = tqdm(
-        total=len(prompts) * num_samples, desc=progress, unit="summary", disable=not progress
-    )
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
         draws = None
         if temperature > 0:
             draws = [draw_numbers(seed, prompts[i], num_samples, max_new_tokens) for i in chosen]
-        batch = GenerationBatch(
-            model, tokenizer, [encoded[i] for i in chosen], num_samples, max_new_tokens
-        )
+        own = [encoded[i] for i in chosen]
+        batch = GenerationBatch(model, tokenizer, own, num_samples, max_new_tokens)
         with fold_adapter(model):
             decoded = batch.run(temperature, draws)
         for i, tokens in zip(chosen, decoded, strict=True):
-            results[i] = [_finish(tokenizer, ids, stopped) for ids, stopped in tokens]
-        bar.update(len(chosen) * num_samples)
-    bar.close()
+            for ids, stopped in tokens:
+                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+                results[i].append(Generation(text, ids, "stop" if stopped else "length"))
     return results
 
 
-def limit_new_tokens(tokenizer: PreTrainedTokenizerBase, references: Iterable[str]) -> int:
+def limit_new_tokens(tokenizer: Tokenizer, references: Iterable[str]) -> int:
     """Return a quarter more than the longest reference, in tokens: room to end, not to run on."""
     lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in references]
     return max(lengths) + max(lengths) // 4 + 1
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    return tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=False).input_ids
 
 
 def draw_numbers(seed: int, prompt: str, num_samples: int, length: int) -> np.ndarray:
@@ -101,19 +85,6 @@ def draw_numbers(seed: int, prompt: str, num_samples: int, length: int) -> np.nd
         key = int.from_bytes(sha256(f"{seed}\0{sample}\0{prompt}".encode()).digest()[:16], "big")
         rows.append(np.random.Generator(np.random.Philox(key=key)).random(length))
     return np.stack(rows).astype(np.float32)
-
-
-def _finish(tokenizer: PreTrainedTokenizerBase, ids: list[int], stopped: bool) -> Generation:
-    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return Generation(text, ids, "stop" if stopped else "length")
-
-
-def find_stop_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens that end a summary: the tokenizer's EOS and those the model declares."""
-    declared = getattr(model, "generation_config", None)
-    declared = getattr(declared, "eos_token_id", None)
-    more = declared if isinstance(declared, list) else [declared]
-    return {tokenizer.eos_token_id, *(token for token in more if token is not None)}
 
 
 class _RoomyLayer(DynamicLayer):
@@ -136,13 +107,13 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :end] for room in self.room)
         return self.keys, self.values
 
-    def keep_rows(self, rows: torch.Tensor) -> None:
+    def keep_rows(self, rows: Tensor) -> None:
         for i, used in enumerate((self.keys, self.values)):
             used = used[rows]
             self.room[i] = self._make_room(used)
             self.room[i][:, :, : self.length] = used
 
-    def _make_room(self, states: torch.Tensor) -> torch.Tensor:
+    def _make_room(self, states: Tensor) -> Tensor:
         rows, heads, _, size = states.shape
         return states.new_empty((rows, heads, self.capacity, size))
 
@@ -151,16 +122,16 @@ class GenerationBatch:
     """Prompts decoded together: rows of one prompt each, `samples` columns a row."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: list[list[int]],
-        samples: int,
-        max_new_tokens: int,
-    ) -> None:
+        self, model: torch.nn.Module, tokenizer: Tokenizer, prompts: list[list[int]],
+        samples: int, max_new_tokens: int,
+    ) -> None:  # fmt: skip
         self.model, self.samples, self.max_new_tokens = model, samples, max_new_tokens
         self.device = next(model.parameters()).device
-        self.stop_ids = torch.tensor(sorted(find_stop_ids(model, tokenizer)), device=self.device)
+        # What ends a summary: the tokenizer's EOS and the tokens that the model declares.
+        declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        more = declared if isinstance(declared, list) else [declared]
+        stops = {tokenizer.eos_token_id, *more} - {None}
+        self.stop_ids = torch.tensor(sorted(stops), device=self.device)
         self.pad_id = tokenizer.pad_token_id
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         self.width = int(self.lengths.max())
@@ -202,21 +173,18 @@ class GenerationBatch:
             for rows, row_ends in zip(tokens.tolist(), ends.tolist(), strict=True)
         ]
 
-    def read_prompts(self) -> torch.Tensor:
+    def read_prompts(self) -> Tensor:
         """Logits (rows, samples, vocabulary) of the first token; the same for each sample."""
         columns = torch.arange(self.width, device=self.device)
         seen = columns >= self.width - self.lengths[:, None]
         logits = self.model(
-            input_ids=self.prompt_ids,
-            attention_mask=seen.long(),
+            input_ids=self.prompt_ids, attention_mask=seen.long(),
             position_ids=(seen.cumsum(1) - 1).clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        ).logits  # fmt: skip
         return logits.expand(-1, self.samples, -1)
 
-    def build_mask(self) -> torch.Tensor:
+    def build_mask(self) -> Tensor:
         """Additive mask (rows, 1, samples, capacity): own prompt and own sample's tokens."""
         columns = torch.arange(self.width, device=self.device)
         prompt = columns >= self.width - self.lengths[:, None]
@@ -227,28 +195,21 @@ class GenerationBatch:
         mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
         return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
 
-    def read_step(
-        self, ids: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, step: int
-    ) -> torch.Tensor:
+    def read_step(self, ids: Tensor, mask: Tensor, position: Tensor, step: int) -> Tensor:
         """Logits (rows, samples, vocabulary) of the token after `ids`, the step-th of each."""
         used = self.width + (step + 1) * self.samples
         return self.model(
-            input_ids=ids,
-            attention_mask=mask[..., :used],
+            input_ids=ids, attention_mask=mask[..., :used],
             position_ids=position[:, None].expand(-1, self.samples),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
+            past_key_values=self.cache, use_cache=True,
+        ).logits  # fmt: skip
 
 
-def choose_tokens(
-    logits: torch.Tensor, temperature: float, draw: torch.Tensor | None
-) -> torch.Tensor:
+def choose_tokens(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:
     """Next tokens (rows, samples): the most likely, or where `draw` falls on the distribution."""
     if draw is None:
         return logits.argmax(-1)
     summed = (logits.float() / temperature).softmax(-1).cumsum(-1)
     # The first token whose cumulated probability exceeds the draw (inverse transform sampling).
-    return torch.searchsorted(summed, draw[..., None] * summed[..., -1:], right=True)[..., 0].clamp(
-        max=logits.shape[-1] - 1
-    )
+    found = torch.searchsorted(summed, draw[..., None] * summed[..., -1:], right=True)[..., 0]
+    return found.clamp(max=logits.shape[-1] - 1)

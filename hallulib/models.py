@@ -1,6 +1,4 @@
-"""Base models, tokenizers and their LoRA adapter: load, attach, save, fold, check its gradients."""
-
-from __future__ import annotations
+"""Base models, tokenizers and their LoRA adapter: load, attach, save, fold."""
 
 import json
 import os
@@ -12,18 +10,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from hallulib.errors import GateFailed, HallulibError
 from hallulib.files import display_path, resolve_path, sha256_file, write_json_atomic
-from hallulib.processes import own_device
+from hallulib.processes import count_processes
 from hallulib.recipe import Recipe
 
 CHECKSUMS = "SHA256SUMS.json"
@@ -50,39 +43,30 @@ def pick_device(recipe: Recipe) -> str:
 def find_model(recipe: Recipe) -> str:
     """Return the local folder of the base model, or its hub id when there is no such folder.
 
-    Raises HallulibError for a missing local folder and for a file that differs from its checksum.
+    Raises HallulibError for a missing local folder, and for a file that differs from what
+    SHA256SUMS.json in it says ({file name: hex sha256}).
     """
     name = recipe.model.name_or_path
     folder = resolve_path(name)
-    if folder.is_dir():
-        verify_checksums(folder)
-        return str(folder)
-    looks_local = name.startswith((".", "/", "~", "data/")) or name.count("/") > 1 or "\\" in name
-    if looks_local:
-        raise HallulibError(
-            f"There is no base model in {display_path(folder)}.",
-            "Run `make base` to build the shipped one, or set model.name_or_path.",
-        )
-    return name
-
-
-def verify_checksums(folder: Path) -> None:
-    """Check a model folder against its SHA256SUMS.json ({file name: hex sha256}), if it has one."""
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~", "data/")) or name.count("/") > 1 or "\\" in name:
+            what = f"There is no base model in {display_path(folder)}."
+            advice = "Run `make base` to build the shipped one, or set model.name_or_path."
+            raise HallulibError(what, advice)
+        return name
     sums = folder / CHECKSUMS
-    if not sums.is_file():
-        return
-    for name, expected in json.loads(sums.read_text("utf-8")).items():
-        file = folder / name
-        if not file.is_file() or sha256_file(file) != expected:
-            state = "differs from its checksum" if file.is_file() else "is missing"
+    for file, expected in json.loads(sums.read_text("utf-8") if sums.is_file() else "{}").items():
+        path = folder / file
+        if not path.is_file() or sha256_file(path) != expected:
+            state = "differs from its checksum" if path.is_file() else "is missing"
             raise HallulibError(
-                f"{display_path(file)} {state}.",
-                "Restore the folder (git checkout, or download it again) or rebuild it with "
-                "`make base`.",
+                f"{display_path(path)} {state}.",
+                "Restore the folder (git checkout, or download it again), or run `make base`.",
             )
+    return str(folder)
 
 
-def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: Recipe) -> Tokenizer:
     """Return the base model's tokenizer, with a pad token; HallulibError if it has no EOS."""
     name = find_model(recipe)
     with _explain_loading(name):
@@ -97,7 +81,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+def render_prompt(tokenizer: Tokenizer, prompt: str) -> str:
     """Return the text the model continues: the chat template, or a plain form where there is none.
 
     Tokenise it with `add_special_tokens=False`: a BOS token, where one is due, is already in it.
@@ -110,24 +94,24 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 def load_base_model(recipe: Recipe) -> PreTrainedModel:
-    """Return the frozen base model on its device, in evaluation mode.
+    """Return the frozen base model in evaluation mode, on its device: under several processes on
+    the GPU that is this one's.
 
     Weights keep the recipe's dtype: peft's `prepare_model_for_kbit_training`, which copies
     embeddings and head to float32 (3.2 GiB on an 8B model), is not used. Under NF4 or int8 the
     linear layers are quantised by bitsandbytes, on CPU as well as on CUDA.
     """
     name, device = find_model(recipe), pick_device(recipe)
+    if device == "cuda" and count_processes() > 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     dtype = getattr(torch, recipe.model.dtype)
     transformers_logging.disable_progress_bar()
     with _explain_loading(name):
         model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=recipe.model.revision,
-            dtype=dtype,
+            name, revision=recipe.model.revision, dtype=dtype, device_map={"": device},
             attn_implementation=recipe.model.attention,
             quantization_config=build_quantization(recipe.model.quantization, dtype),
-            device_map={"": own_device(device)},
-        )
+        )  # fmt: skip
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks NF4 weights in place at the first forward
         # in evaluation mode, and a later backward then skips these layers (0.50, measured).
@@ -140,11 +124,9 @@ def build_quantization(quantization: str, dtype: torch.dtype) -> BitsAndBytesCon
     """Return how bitsandbytes stores the base weights; None for "none"."""
     if quantization == "nf4":
         return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-        )
+        )  # fmt: skip
     return BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else None
 
 
@@ -153,10 +135,10 @@ def _explain_loading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
+        shown = display_path(name) if Path(name).is_dir() else name
         first_line = str(error).strip().split("\n")[0]
         raise HallulibError(
-            f"The model '{display_path(name) if Path(name).is_dir() else name}' cannot be loaded: "
-            f"{first_line}",
+            f"The model '{shown}' cannot be loaded: {first_line}",
             "Check model.name_or_path and model.revision; for a hub model, the network and your "
             "access to it; for nf4 and int8, that bitsandbytes is installed.",
         ) from error
@@ -169,18 +151,16 @@ def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     Raises GateFailed when the model already carries an adapter: a second one on top would train,
     and be saved, without the first.
     """
-    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config"):
         raise GateFailed(
             "The model already has a LoRA adapter; a second one would be stacked on top of it.",
             "Load the existing adapter with load_policy(recipe, path, trainable=True) instead.",
         )
+    lora = recipe.lora
     config = LoraConfig(
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules=recipe.lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=lora.target_modules, task_type="CAUSAL_LM",
+    )  # fmt: skip
     torch.manual_seed(recipe.seed)
     return _prepare_policy(get_peft_model(model, config), recipe)
 
@@ -188,8 +168,7 @@ def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 def load_policy(recipe: Recipe, adapter_path: str | Path, trainable: bool) -> PeftModel:
     """Return the base model with the adapter of `adapter_path` on it, as the one named "default".
 
-    With `trainable=False` nothing requires a gradient (forgetting this flag is a common cause of
-    "element 0 of tensors does not require grad").
+    With `trainable=False` nothing requires a gradient.
     """
     require_adapter(adapter_path)
     base = load_base_model(recipe)
@@ -207,10 +186,8 @@ def _prepare_policy(model: PeftModel, recipe: Recipe) -> PeftModel:
 
 
 def load_systems(recipe: Recipe, adapters: Mapping[str, str | Path]) -> PeftModel:
-    """Return one base model that carries several named adapters, for inference.
-
-    The base weights are in memory once, however many systems are compared; see `use_system`.
-    """
+    """Return one base model that carries several named adapters, for `use_system`: the base weights
+    are in memory once, however many systems are compared."""
     for path in adapters.values():
         require_adapter(path)
     (first, path), *others = adapters.items()
@@ -227,10 +204,6 @@ def use_system(model: PeftModel, name: str) -> Iterator[PeftModel]:
         with model.disable_adapter():
             yield model
         return
-    if name not in model.peft_config:
-        raise HallulibError(
-            f"There is no system '{name}'.", f"Use one of: base, {', '.join(model.peft_config)}."
-        )
     before = model.active_adapter
     model.set_adapter(name, inference_mode=True)
     try:

@@ -1,9 +1,7 @@
-"""Several processes of one stage, as `accelerate launch` starts them: who am I, wait, add up.
+"""Several processes of one stage, as `accelerate launch` starts them: who am I, wait, gather.
 
 With one process, the usual case, nothing of this does anything.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Iterator
@@ -22,19 +20,13 @@ def count_processes() -> int:
 
 
 def process_rank() -> int:
-    """Return which of them this is; the main process is 0."""
+    """Return which of them this is."""
     return int(os.environ.get("RANK", 0))
 
 
 def is_main_process() -> bool:
     """Whether this process writes what there is one of: manifest, adapter, metrics."""
     return process_rank() == 0
-
-
-def own_device(device: str) -> str:
-    """Return where this process puts its model: on several GPUs, the one that is its own."""
-    several = device == "cuda" and count_processes() > 1
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if several else device
 
 
 def wait_for_all() -> None:
@@ -61,6 +53,6 @@ def speak_once() -> Iterator[None]:
     """Within the block only the main process prints and shows progress bars."""
     if is_main_process():
         yield
-        return
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        yield
+    else:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield

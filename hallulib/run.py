@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -186,19 +187,33 @@ def _list_stale(manifest: dict[str, Any], stage: str) -> list[tuple[str, str]]:
     return sorted(stale, key=lambda found: list(STAGES).index(found[0]))
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a stage has made: the first of its outputs, and the notes of its record."""
+
+    path: Path
+    notes: dict[str, Any]
+
+
+def load_result(run: Run, stage: str) -> Result:
+    """Read the result of a finished stage back from the run."""
+    return Result(run.path(STAGES[stage].outputs[0]), run.manifest["stages"][stage]["notes"])
+
+
 StageFunction = Callable[[Recipe, Run], Any]
 
 
 def stage(
-    name: str, load: Callable[[Run], Any], parallel: bool = False
+    name: str, load: Callable[[Run], Any] | None = None, parallel: bool = False
 ) -> Callable[[StageFunction], StageFunction]:
     """Make `body(recipe, run) -> result` a stage.
 
-    If nothing that decides it has changed, `load(run)` reads its result back. Otherwise its inputs
-    are required, it is measured, and its outputs are recorded at its end; when it raises, the next
-    call starts it again. Under `accelerate launch` every process runs a `parallel` body, the main
-    one alone any other; only the main one records.
+    If nothing that decides it has changed, `load(run)`, else :func:`load_result`, reads its result
+    back. Otherwise its inputs are required, it is measured, and its outputs are recorded at its
+    end; when it raises, the next call starts it again. Under `accelerate launch` every process runs
+    a `parallel` body, the main one alone any other; only the main one records.
     """
+    load = load or functools.partial(load_result, stage=name)
 
     def decorate(body: StageFunction) -> StageFunction:
         @functools.wraps(body)

@@ -4,12 +4,12 @@ Used by SFT and DPO alike. Only positions that predict a completion token pass t
 language-model head, which for a small model is a large share of the work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
@@ -39,9 +39,7 @@ def encode_completion(
     return whole[:cut], [token for token in whole[cut:] if token != end] + [end]
 
 
-def pad_rows(
-    rows: Sequence[tuple[list[int], list[int]]], pad_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_rows(rows: Sequence[tuple[list[int], list[int]]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Return input_ids and completion mask (bool), both (rows, tokens), padded on the right."""
     width = max(len(prompt) + len(completion) for prompt, completion in rows)
     input_ids = torch.full((len(rows), width), pad_id)
@@ -54,8 +52,8 @@ def pad_rows(
 
 
 def score_completions(
-    model: torch.nn.Module, input_ids: torch.Tensor, completion_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    model: Module, input_ids: Tensor, completion_mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return, for each True of `completion_mask[:, 1:]` in row order, a log-prob and a hit.
 
     Both are flat: log-probabilities in float32 (nats, with a gradient where the policy has one)
@@ -67,51 +65,18 @@ def score_completions(
     return score_tokens(model, hidden[:, :-1][scored], input_ids[:, 1:][scored])
 
 
-def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
+def unwrap_model(model: Module) -> Module:
     """Return the causal language model within a PeftModel; its LoRA layers stay in it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def read_hidden_states(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
-    """Return the last hidden states (rows, tokens, width), without passing the head."""
-    base = unwrap_model(model)
-    _require_plain_head(base)
-    return base.base_model(**inputs, use_cache=False).last_hidden_state
+def read_hidden_states(model: Module, **inputs: Any) -> Tensor:
+    """Return the last hidden states (rows, tokens, width), without passing the head.
 
-
-def score_tokens(
-    model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-prob (float32, nats) and hit of each of `targets` (tokens,).
-
-    `hidden` (tokens, width) are the states that predict them.
-    The head runs in chunks of tokens, so its memory does not grow with the batch.
+    Raises HallulibError where a model changes the logits after the head: scoring past that would
+    be wrong.
     """
     base = unwrap_model(model)
-    head = base.get_output_embeddings()
-    size = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
-    chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
-    # One chunk keeps its logits for the backward pass; several are recomputed there one by one.
-    recompute = len(chunks) > 1 and torch.is_grad_enabled()
-    scores = [
-        checkpoint(_score_chunk, head, *chunk, use_reentrant=False)
-        if recompute
-        else _score_chunk(head, *chunk)
-        for chunk in chunks
-    ]
-    logps, hits = zip(*scores, strict=True)
-    return torch.cat(logps), torch.cat(hits)
-
-
-def _score_chunk(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = head(hidden).float()
-    return -cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
-
-
-def _require_plain_head(base: torch.nn.Module) -> None:
-    """Some architectures change the logits after the head; scoring past that would be wrong."""
     config = base.config.get_text_config()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
@@ -119,3 +84,27 @@ def _require_plain_head(base: torch.nn.Module) -> None:
                 f"{type(base).__name__} changes its logits after the head ({name}).",
                 "Choose a model without it, such as Llama, Mistral or Qwen2.5.",
             )
+    return base.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def score_tokens(model: Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-prob (float32, nats) and hit of each of `targets` (tokens,), from the states
+    `hidden` (tokens, width) that predict them.
+
+    The head runs in chunks of tokens, so its memory does not grow with the batch.
+    """
+    base = unwrap_model(model)
+    head = base.get_output_embeddings()
+    size = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
+
+    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(hidden).float()
+        return -cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+
+    chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
+    # One chunk keeps its logits for the backward pass; several are recomputed there one by one.
+    recompute = len(chunks) > 1 and torch.is_grad_enabled()
+    scores = [checkpoint(score, *chunk, use_reentrant=False) if recompute else score(*chunk)
+              for chunk in chunks]  # fmt: skip
+    logps, hits = zip(*scores, strict=True)
+    return torch.cat(logps), torch.cat(hits)

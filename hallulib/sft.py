@@ -1,27 +1,20 @@
 """Supervised fine-tuning with LoRA: the loss counts the summary's tokens only."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
-import torch
+from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
-from hallulib.checkpoints import Log, Trained, load_trained, name_checkpoint, write_trained
+from hallulib.checkpoints import Log, write_trained
 from hallulib.errors import DataError
 from hallulib.meter import explain_out_of_memory
-from hallulib.models import (
-    attach_adapter,
-    load_base_model,
-    load_tokenizer,
-    lora_parameters,
-)
+from hallulib.models import attach_adapter, load_base_model, load_tokenizer, lora_parameters
 from hallulib.recipe import Recipe
-from hallulib.run import Run, stage
+from hallulib.run import Result, Run, stage
 from hallulib.scoring import encode_completion, pad_rows, score_completions
 from hallulib.training import Batch, Metrics, Task, train
 
@@ -37,8 +30,8 @@ class TokenRow(NamedTuple):
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-@stage("sft", load=partial(load_trained, name="sft"), parallel=True)
-def train_sft(recipe: Recipe, run: Run) -> Trained:
+@stage("sft", parallel=True)
+def train_sft(recipe: Recipe, run: Run) -> Result:
     """Fine-tune a LoRA adapter on the reference summaries and save the best step by eval loss.
 
     Writes sft/adapter and sft/metrics.jsonl; keeps the best and the last checkpoint, and resumes
@@ -59,21 +52,16 @@ def train_sft(recipe: Recipe, run: Run) -> Trained:
     with explain_out_of_memory("sft", longest, run.path("budget/sft.json")):
         train(policy, task, recipe.sft, log, recipe.seed)
     best = log.find_best_step()
-    policy.load_adapter(str(name_checkpoint(log.folder, best)), "default")
-    notes = {
-        "metrics": log.values_at(best, "eval_"),
-        "best_step": best,
-        "steps": log.rows[-1]["step"],
-        "dropped": dropped,
-        "trainable_parameters": sum(p.numel() for p in lora_parameters(policy).values()),
-    }
-    return write_trained(policy, log, run.path("sft"), notes)
+    policy.load_adapter(str(log.name_checkpoint(best)), "default")
+    trained = sum(p.numel() for p in lora_parameters(policy).values())
+    notes = {"dropped": dropped, "trainable_parameters": trained}
+    return write_trained(policy, log, run.path("sft"), best, notes)
 
 
 def tokenise_rows(
     frame: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[TokenRow], dict[str, int]]:
-    """Return the rows that can be trained on, and how many were left out, by reason.
+    """Return the rows that fit, and how many were left out, by reason.
 
     A row that does not fit is left out, not cut: a note cut off in the middle would teach the
     model to state what it has not read. Raises DataError when nothing is left.
@@ -106,18 +94,16 @@ def make_task(rows: Sequence[TokenRow], validation: Sequence[TokenRow], pad_id: 
         input_ids, mask = pad_rows(rows, pad_id)
         return {"input_ids": input_ids, "completion_mask": mask, "counts": mask.sum(1)}
 
-    def measure(
-        model: torch.nn.Module, batch: Batch, token_weight: float
-    ) -> tuple[torch.Tensor, Metrics]:
+    def measure(model: Module, batch: Batch, weight: float) -> tuple[Tensor, Metrics]:
         scores = model(score_completions, batch["input_ids"], batch["completion_mask"])
-        return measure_tokens(*scores, token_weight)
+        return measure_tokens(*scores, weight)
 
     return Task("sft", rows, validation, collate, measure, {"loss": 1.0}, "linear")
 
 
 def measure_tokens(
-    logps: torch.Tensor, hits: torch.Tensor, token_weight: float = 1.0
-) -> tuple[torch.Tensor, Metrics]:
+    logps: Tensor, hits: Tensor, token_weight: float = 1.0
+) -> tuple[Tensor, Metrics]:
     """Return the SFT loss, a scalar, and its metrics as name -> (sum, how many), from the log-prob
     (nats) of every completion token and whether it was the most likely one."""
     nll = -logps.detach().sum()

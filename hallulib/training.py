@@ -1,7 +1,5 @@
 """The one training loop: SFT, DPO and the arms beside it differ in the task they hand in."""
 
-from __future__ import annotations
-
 import signal
 import statistics
 import time
@@ -53,20 +51,16 @@ class Task:
     reference: str = ""
 
 
-# watch(step, is_last), called before the first step and after each, returns whether to stop.
-Watch = Callable[[int, bool], bool]
+TrainSection = SftSection | DpoSection
 
 
 def train(
-    policy: PeftModel,
-    task: Task,
-    section: SftSection | DpoSection,
-    log: Log,
-    seed: int,
-    watch: Watch = lambda step, is_last: False,
-) -> None:
+    policy: PeftModel, task: Task, section: TrainSection, log: Log, seed: int,
+    watch: Callable[[int, bool], bool] = lambda step, is_last: False,
+) -> None:  # fmt: skip
     """Train the policy for `section.max_steps` steps; checkpoints lie beside the log.
 
+    `watch(step, is_last)`, called before the first step and after each, says whether to stop.
     Interrupted, the next call goes on at the last checkpoint, to the same bits on a CPU: weights,
     optimiser, schedule and random states come from the checkpoint, the order of rows from the seed.
     Each of n processes takes a share of a step's rows, so they train as one does with n times the
@@ -78,7 +72,7 @@ def train(
     model = accelerator.prepare_model(InForward(policy), device_placement=False)
     optimizer = make_optimizer(policy.parameters(), section.learning_rate, section.weight_decay)
     scheduler = get_scheduler(task.schedule, optimizer, section.warmup_steps, section.max_steps)
-    state = load_checkpoint(policy, optimizer, scheduler, log.folder, task.reference)
+    state = load_checkpoint(policy, optimizer, scheduler, log, task.reference)
     step, is_over = state["step"], state.get("is_over", False)
     log.start(step)
     if not step:
@@ -91,21 +85,10 @@ def train(
         while not is_over:
             step += 1
             began = time.time()  # not monotonic: that clock may stand still while asleep
-            policy.train()
-            batches = [task.collate(rows, True) for rows in steps[step - 1]]
-            weights = weigh_tokens([int(b["counts"][: section.batch_size].sum()) for b in batches])
-            sums: dict[str, list[float]] = {}
-            for batch, weight in zip(batches, weights, strict=True):
-                # Gradients are summed over the processes once, at the last of the micro-batches.
-                wait = batch is not batches[-1]
-                with accelerator.no_sync(model) if wait else nullcontext():
-                    loss, found = task.measure(model, move(batch, policy.device), weight)
-                    check_loss_is_a_number(loss.detach(), step)
-                    accelerator.backward(loss / len(batches))
-                add_sums(sums, found)
+            metrics = compute_gradients(accelerator, model, task, steps[step - 1], step)
             norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-            metrics = take_means(sums, task.loss_weights) | {"grad_norm": float(norm)}
-            log.write(step, metrics | {"learning_rate": scheduler.get_last_lr()[0]})
+            metrics |= {"grad_norm": float(norm), "learning_rate": scheduler.get_last_lr()[0]}
+            log.write(step, metrics)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -126,6 +109,58 @@ def train(
                 raise SystemExit(143) if signal.SIGTERM in signals else KeyboardInterrupt
     bar.close()
     log.close()
+
+
+def compute_gradients(
+    accelerator: Accelerator, model: Module, task: Task, parts: Sequence[Sequence[Any]], step: int
+) -> dict[str, float]:
+    """Sum the gradients of a step over its micro-batches `parts`; returns its mean metrics.
+
+    Raises GateFailed at a loss that is not finite; what was saved before stays good.
+    """
+    model.train()
+    batches, found = [task.collate(rows, True) for rows in parts], []
+    counts = [int(b["counts"][: len(p)].sum()) for b, p in zip(batches, parts, strict=True)]
+    everywhere = [count for own in gather_from_all(counts) for count in own]
+    for batch, count in zip(batches, counts, strict=True):
+        # Every token counts the same, however unevenly micro-batches and processes share them.
+        weight = count * len(everywhere) / sum(everywhere)
+        # Gradients are summed over the processes once, at the last of the micro-batches.
+        waits = batch is not batches[-1]
+        with accelerator.no_sync(model) if waits else nullcontext():
+            loss, metrics = task.measure(model, move(batch, model), weight)
+            if not loss.isfinite():
+                raise GateFailed(
+                    f"The loss of step {step} is {loss.item()}.",
+                    "Lower the learning rate; with float16 try bfloat16 or float32.",
+                )
+            accelerator.backward(loss / len(batches))
+        found.append(metrics)
+    return take_means(found, task.loss_weights)
+
+
+@torch.no_grad()
+def evaluate(policy: PeftModel, task: Task, batch_size: int) -> dict[str, float]:
+    """Return the mean loss and metrics over all validation rows, as eval_<name>."""
+    policy.eval()
+    rows = sorted(task.validation, key=lambda row: row.length)[process_rank() :: count_processes()]
+    found = []
+    for start in range(0, len(rows), batch_size):
+        batch = move(task.collate(rows[start : start + batch_size], False), policy)
+        found.append(task.measure(InForward(policy), batch, 1.0)[1])
+    return {f"eval_{name}": mean for name, mean in take_means(found, task.loss_weights).items()}
+
+
+def take_means(found: Sequence[Metrics], weights: dict[str, float]) -> dict[str, float]:
+    """Return sum / count per name, over all batches of all processes, and the loss: their weighted
+    sum."""
+    own = [{name: (float(value), count) for name, (value, count) in m.items()} for m in found]
+    everywhere = [metrics for share in gather_from_all(own) for metrics in share]
+    means = {}
+    for name in everywhere[0]:
+        values, counts = zip(*(metrics[name] for metrics in everywhere), strict=True)
+        means[name] = sum(values) / max(sum(counts), 1)
+    return {"loss": sum(weight * means[name] for name, weight in weights.items() if weight)} | means
 
 
 def draw_order(lengths: Sequence[int], batch_size: int, batches: int, seed: int) -> list[int]:
@@ -150,15 +185,13 @@ def draw_order(lengths: Sequence[int], batch_size: int, batches: int, seed: int)
     return order[: batches * batch_size]
 
 
-def share_out(
-    rows: Sequence[Any], section: SftSection | DpoSection, seed: int
-) -> list[list[list[Any]]]:
+def share_out(rows: Sequence[Any], section: TrainSection, seed: int) -> list[list[list[Any]]]:
     """Return this process' rows: for every step, for every micro-batch of it."""
     size, parts = section.batch_size * count_processes(), section.gradient_accumulation
     order = draw_order([row.length for row in rows], size, section.max_steps * parts, seed)
     ordered = [rows[number] for number in order]
-    micro_batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    own = [part[process_rank() :: count_processes()] for part in micro_batches]
+    own = [ordered[at : at + size][process_rank() :: count_processes()]
+           for at in range(0, len(ordered), size)]  # fmt: skip
     return [own[at : at + parts] for at in range(0, len(own), parts)]
 
 
@@ -190,18 +223,16 @@ def probe_longest_batch(policy: PeftModel, task: Task, batch_size: int) -> None:
     """
     longest = sorted(task.rows, key=lambda row: -row.length)[:batch_size]
     policy.train()
-    batch = move(task.collate(longest, True), policy.device)
-    task.measure(InForward(policy), batch, 1.0)[0].backward()
+    task.measure(InForward(policy), move(task.collate(longest, True), policy), 1.0)[0].backward()
     check_gradient_flow(policy)
     policy.zero_grad(set_to_none=True)
 
 
-def check_gradient_flow(model: torch.nn.Module) -> int:
+def check_gradient_flow(model: Module) -> int:
     """After a backward pass: gradients have reached every LoRA tensor and nothing else.
 
-    Returns the number of LoRA tensors. Raises GateFailed naming the first offender: a base weight
-    that would be trained, a frozen or unreached LoRA tensor, or a B matrix whose gradient is zero
-    (A's is zero by construction while B still is).
+    Returns the number of LoRA tensors; raises GateFailed naming the first offender. Of B matrices
+    the gradient is not zero either (A's is by construction while B still is).
     """
     lora = lora_parameters(model)
     next_step = "Load the adapter with trainable=True and keep no_grad away from the policy."
@@ -218,68 +249,17 @@ def check_gradient_flow(model: torch.nn.Module) -> int:
     return len(lora)
 
 
-@torch.no_grad()
-def evaluate(policy: PeftModel, task: Task, batch_size: int) -> dict[str, float]:
-    """Return the mean loss and metrics over all validation rows, as eval_<name>."""
-    policy.eval()
-    rows = sorted(task.validation, key=lambda row: row.length)[process_rank() :: count_processes()]
-    sums: dict[str, list[float]] = {}
-    for start in range(0, len(rows), batch_size):
-        batch = move(task.collate(rows[start : start + batch_size], False), policy.device)
-        add_sums(sums, task.measure(InForward(policy), batch, 1.0)[1])
-    means = take_means(sums, task.loss_weights)
-    return {f"eval_{name}": mean for name, mean in means.items()}
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on the device."""
+def move(batch: Batch, model: Module) -> Batch:
+    """Return the batch on the model's device."""
+    device = next(model.parameters()).device
     return {name: values.to(device) for name, values in batch.items()}
-
-
-def weigh_tokens(counts: Sequence[int]) -> list[float]:
-    """Return what the mean over each micro-batch's tokens weighs, from its number of tokens.
-
-    Every token of the optimiser step then counts the same, however unevenly the micro-batches and
-    the processes share them.
-    """
-    everywhere = [count for own in gather_from_all(list(counts)) for count in own]
-    return [count * len(everywhere) / sum(everywhere) for count in counts]
-
-
-def add_sums(sums: dict[str, list[float]], more: Metrics) -> None:
-    """Add (sum, count) entries in place."""
-    for name, (value, count) in more.items():
-        entry = sums.setdefault(name, [0.0, 0])
-        entry[0] += float(value)
-        entry[1] += count
-
-
-def take_means(sums: dict[str, list[float]], weights: dict[str, float]) -> dict[str, float]:
-    """Return sum / count per name, over all processes, and the loss: their weighted sum."""
-    everywhere: dict[str, list[float]] = {}
-    for own in gather_from_all(sums):
-        add_sums(everywhere, own)
-    means = {name: total / max(count, 1) for name, (total, count) in everywhere.items()}
-    loss = sum(weight * means[name] for name, weight in weights.items() if weight)
-    return {"loss": loss} | means
-
-
-def check_loss_is_a_number(loss: Tensor, step: int) -> None:
-    """Raise GateFailed at the first loss that is not finite; what was saved before stays good."""
-    if not loss.isfinite():
-        raise GateFailed(
-            f"The loss of step {step} is {loss.item()}.",
-            "Lower the learning rate or raise the warm-up; with float16 try bfloat16 or float32.",
-        )
 
 
 def report_slow_step(step: int, seconds: float, pace: list[float]) -> None:
     """Say so when a step took many times the usual; `pace`: seconds of the usual ones so far."""
     usual = statistics.median(pace) if len(pace) >= 3 else float("inf")
-    if seconds > max(5 * usual, 5.0):
-        tqdm.write(
-            f"step {step} took {seconds:.0f} s, the usual is {usual:.1f} s: did the computer "
-            "sleep, or is memory short?"
-        )
-    else:
+    if seconds <= max(5 * usual, 5.0):
         pace.append(seconds)
+        return
+    tqdm.write(f"step {step} took {seconds:.0f} s, the usual is {usual:.1f} s: did the computer "
+               "sleep, or is memory short?")  # fmt: skip

@@ -1,13 +1,10 @@
 """Tokenise pairs and lay them out in a batch: chosen rows first, rejected rows second."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -54,55 +51,40 @@ def tokenise_pair(tokenizer: Tokenizer, prompt: str, chosen: str, rejected: str)
     return TokenPair(left[:cut], left[cut:] + chosen_ids, right[cut:] + rejected_ids)
 
 
-def fit_pair(
-    tokenizer: Tokenizer, row: Mapping[str, str], max_length: int, side: str
-) -> TokenPair | None:
+def fit_pair(tokenizer: Tokenizer, row: dict[str, str], model: ModelSection) -> TokenPair | None:
     """Return the pair of a row {prompt, chosen, rejected}, its prompt shortened until it fits.
 
-    The prompt's own words are cut, at the end or (`side` "left") at the beginning; what a chat
-    template puts around them stays, and so do the completions. None where that is not enough.
+    The prompt's own words are cut, at the end or (truncation_side "left") at the beginning; what a
+    chat template puts around them stays, and so do the completions. None if that is not enough.
     """
     prompt, sides = row["prompt"], (row["chosen"], row["rejected"])
     pair = tokenise_pair(tokenizer, prompt, *sides)
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    while (over := pair.length - max_length) > 0:
+    while (over := pair.length - model.max_length) > 0:
         if over >= len(ids):
             return None
-        ids = ids[over:] if side == "left" else ids[:-over]
+        ids = ids[over:] if model.truncation_side == "left" else ids[:-over]
         # A character may be cut through, which decodes to the replacement character.
         prompt = tokenizer.decode(ids).strip("\N{REPLACEMENT CHARACTER}")
         pair = replace(tokenise_pair(tokenizer, prompt, *sides), shortened=True)
     return pair
 
 
-class TokenisedPairs(NamedTuple):
-    """The pairs that can be trained on; `report`: what was done to the others, and to how many."""
+def load_pairs(
+    run: Run, split: str, tokenizer: Tokenizer, model: ModelSection
+) -> tuple[list[TokenPair], dict[str, int]]:
+    """Return the pairs of a split that can be trained on, and how many others were left out or
+    shortened, by reason. A completion is never cut: what is too long is taken from the prompt.
 
-    pairs: list[TokenPair]
-    report: dict[str, int]
-
-
-def load_pairs(run: Run, split: str, tokenizer: Tokenizer, model: ModelSection) -> TokenisedPairs:
-    """Return the tokenised pairs of a split of the run, and what was left out or shortened."""
-    frame = pd.read_parquet(run.require(f"pairs/{split}.parquet"))
-    rows = frame[["prompt", "chosen", "rejected"]].to_dict("records")
-    return tokenise_pairs(tokenizer, rows, model.max_length, model.truncation_side)
-
-
-def tokenise_pairs(
-    tokenizer: Tokenizer, rows: Iterable[Mapping[str, str]], max_length: int, side: str = "right"
-) -> TokenisedPairs:
-    """Tokenise rows {prompt, chosen, rejected}; raises DataError when no pair is left.
-
-    A completion is never cut: what is too long is taken from the prompt (:func:`fit_pair`).
+    Raises DataError when no pair is left.
     """
     pairs: list[TokenPair] = []
     report: Counter[str] = Counter()
-    for row in rows:
+    for row in pd.read_parquet(run.require(f"pairs/{split}.parquet")).to_dict("records"):
         if not row["chosen"].strip() or not row["rejected"].strip():
             report["left out, empty completion"] += 1
             continue
-        pair = fit_pair(tokenizer, row, max_length, side)
+        pair = fit_pair(tokenizer, row, model)
         if pair is None:
             report["left out, completion longer than model.max_length"] += 1
         elif pair.chosen_ids == pair.rejected_ids:
@@ -113,10 +95,9 @@ def tokenise_pairs(
     if not pairs:
         raise DataError(
             f"None of {report.total()} pairs can be trained on: {dict(report)}.",
-            f"Raise model.max_length (now {max_length}), or make more pairs in notebook "
-            "04_reference_cache (pairs.notes, pairs.samples_per_note).",
+            f"Raise model.max_length (now {model.max_length}), or pairs.notes in notebook 04.",
         )
-    return TokenisedPairs(pairs, dict(+report))  # + drops what counts 0
+    return pairs, dict(+report)  # + drops what counts 0
 
 
 def collate_pairs(
@@ -133,49 +114,44 @@ def collate_pairs(
     shared  input_ids, position_ids (1, tokens), each pair as [prompt | chosen | rejected] without
             padding, and pair_lengths (pairs, 3): the lengths of the three
     """
-    lay_out = _lay_out_shared if shared else _lay_out_plain
-    batch, starts = lay_out(pairs, pad_id, chosen_only)
-    sides = [[pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]]
-    completions = [ids for side in sides[: 1 if chosen_only else 2] for ids in side]
+    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+    rows += [] if chosen_only else [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+    # Where, for each completion, its prompt ends and itself begins: flat positions in input_ids.
+    if shared:
+        batch, starts = _share_prompts(pairs, chosen_only)
+    else:
+        batch = {"input_ids": pad_rows(rows, pad_id)[0]}
+        width = batch["input_ids"].shape[1]
+        starts = [(i * width + len(prompt),) * 2 for i, (prompt, _) in enumerate(rows)]
     predictors = [
         position
-        for (before, first), ids in zip(starts, completions, strict=True)
-        for position in [before, *range(first, first + len(ids) - 1)]
+        for (end, first), (_, ids) in zip(starts, rows, strict=True)
+        for position in [end - 1, *range(first, first + len(ids) - 1)]
     ]
     return batch | {
         "predictors": torch.tensor(predictors),
-        "targets": torch.tensor([token for ids in completions for token in ids]),
-        "counts": torch.tensor([len(ids) for ids in completions]),
+        "targets": torch.tensor([token for _, ids in rows for token in ids]),
+        "counts": torch.tensor([len(ids) for _, ids in rows]),
         "ref_chosen_logps": torch.tensor([pair.ref_chosen_logps for pair in pairs]),
         "ref_rejected_logps": torch.tensor([pair.ref_rejected_logps for pair in pairs]),
     }
 
 
-# The batch and, per completion, the flat positions of its prompt's last token and its own first.
-Layout = tuple[dict[str, torch.Tensor], list[tuple[int, int]]]
-
-
-def _lay_out_plain(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -> Layout:
-    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    rows += [] if chosen_only else [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    input_ids, _ = pad_rows(rows, pad_id)
-    first = [i * input_ids.shape[1] + len(prompt) for i, (prompt, _) in enumerate(rows)]
-    return {"input_ids": input_ids}, [(at - 1, at) for at in first]
-
-
-def _lay_out_shared(pairs: Sequence[TokenPair], pad_id: int, chosen_only: bool) -> Layout:
-    ids: list[int] = []
-    positions: list[int] = []
-    chosen, rejected, lengths = [], [], []
+def _share_prompts(
+    pairs: Sequence[TokenPair], chosen_only: bool
+) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
+    ids, positions, lengths = [], [], []
+    starts: tuple[list, list] = [], []  # of the chosen completions, of the rejected
     for pair in pairs:
-        end = len(ids) + len(pair.prompt_ids)
-        prompt, first = len(pair.prompt_ids), len(pair.prompt_ids + pair.chosen_ids)
-        second = [] if chosen_only else pair.rejected_ids
-        chosen.append((end - 1, end))
-        rejected.append((end - 1, end + len(pair.chosen_ids)))
-        lengths.append([prompt, len(pair.chosen_ids), len(second)])
-        ids += pair.prompt_ids + pair.chosen_ids + second
-        positions += [*range(first), *range(prompt, prompt + len(second))]
+        prompt, end = len(pair.prompt_ids), len(ids) + len(pair.prompt_ids)
+        sides = [pair.chosen_ids, [] if chosen_only else pair.rejected_ids]
+        ids += pair.prompt_ids
+        positions += range(prompt)
+        for found, side in zip(starts, sides, strict=True):
+            found.append((end, len(ids)))
+            ids += side
+            positions += range(prompt, prompt + len(side))
+        lengths.append([prompt, *map(len, sides)])
     batch = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
-    starts = chosen if chosen_only else chosen + rejected
-    return batch | {"pair_lengths": torch.tensor(lengths)}, starts
+    batch["pair_lengths"] = torch.tensor(lengths)
+    return batch, starts[0] if chosen_only else starts[0] + starts[1]

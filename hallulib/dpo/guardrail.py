@@ -1,12 +1,10 @@
 """The guardrail: what the policy writes while it is trained, which no training curve shows.
 
-Reward accuracy can read 1.00 while the policy breaks. So a few validation notes are summarised
-and judged every few steps; hallucination rate and omission rate go beside the losses.
+Reward accuracy can read 1.00 while the policy breaks.
 """
 
-from __future__ import annotations
-
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,32 +20,20 @@ from hallulib.recipe_sections import DpoSection
 
 
 class Guardrail:
-    """Summarises and judges validation notes with `policy`, as a watch of the training loop.
-
-    It looks before the first step, every `guardrail_steps`, and after the last; under several
-    processes in each of them. The rates are defined as in the evaluation.
-    """
+    """A watch of the training loop: it summarises and judges notes before the first step, every
+    `guardrail_steps`, and after the last; under several processes in each of them."""
 
     def __init__(
-        self,
-        policy: PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        notes: list[dict[str, Any]],
-        section: DpoSection,
-        batch_size: int,
-        log: Log,
-    ) -> None:
+        self, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, notes: list[dict[str, Any]],
+        section: DpoSection, batch_size: int, log: Log,
+    ) -> None:  # fmt: skip
         self.policy, self.tokenizer, self.section, self.log = policy, tokenizer, section, log
-        self.batch_size = batch_size  # summaries at a time
-        self.notes = notes[: section.guardrail_notes]
+        self.notes, self.batch_size = notes[: section.guardrail_notes], batch_size
         self.best = log.folder / "guardrail-best"
 
     def __call__(self, step: int, is_last: bool) -> bool:
-        """Look if it is time to; returns whether to stop.
-
-        With `guardrail_patience` the best adapter is kept in `best`, and so many looks without a
-        new best end the training.
-        """
+        """Look if it is time to; returns whether to stop: after `guardrail_patience` looks with no
+        new best. The best adapter so far is kept in `best`."""
         if not self.notes or not (is_last or step % self.section.guardrail_steps == 0):
             return False
         self.log.write(step, self.look())
@@ -89,29 +75,23 @@ def count_since_best(scores: Sequence[float]) -> int:
 
 
 def rate_summaries(rows: list[dict[str, Any]], summaries: list[str]) -> dict[str, float]:
-    """Return the guardrail/* rates of summaries of rows (prompt, context, facts).
-
-    answer_rate: summaries with at least one statement that could be read, of all.
-    hallucination_rate: those with at least one wrong statement, of the answered ones.
-    omission_rate: what is left out, of all that the notes state. A rate of nothing is left out.
-    """
-    hallucinated = answered = omitted = stated = words = 0
+    """Return the guardrail/* rates, as the evaluation defines them, of summaries of rows (context,
+    facts): judged by the facts where they are known, elsewhere by the rules. A rate of nothing is
+    left out."""
+    found: Counter[str] = Counter()
     for row, summary in zip(rows, summaries, strict=True):
         facts = json.loads(row["facts"]) if row["facts"] else None
-        # The exact checker where the facts are known, the rule-based one elsewhere.
         detector = get_detector("facts" if facts else "entities")
         judged = detector.judge(Source(row["context"], facts), summary)
-        hallucinated += judged.hallucinated is True
-        answered += judged.answered
-        omitted += len(judged.omissions)
-        stated += judged.stated
-        words += len(summary.split())
-    rates = {
-        "guardrail/answer_rate": answered / len(rows),
-        "guardrail/mean_words": words / len(rows),
+        found["hallucinated"] += judged.hallucinated is True
+        found["answered"] += judged.answered
+        found["omitted"] += len(judged.omissions)
+        found["stated"] += judged.stated
+        found["words"] += len(summary.split())
+    rates = {  # of how many
+        "answer_rate": (found["answered"], len(rows)),
+        "mean_words": (found["words"], len(rows)),
+        "hallucination_rate": (found["hallucinated"], found["answered"]),
+        "omission_rate": (found["omitted"], found["stated"]),
     }
-    if answered:
-        rates["guardrail/hallucination_rate"] = hallucinated / answered
-    if stated:
-        rates["guardrail/omission_rate"] = omitted / stated
-    return rates
+    return {f"guardrail/{name}": k / n for name, (k, n) in rates.items() if n}

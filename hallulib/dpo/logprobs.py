@@ -1,13 +1,11 @@
 """Per-token log-probabilities of the completions of a batch, in either layout."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.prefix_sharing import NAME, PairLayout, enable_prefix_sharing
@@ -23,10 +21,9 @@ Row = tuple[np.ndarray, np.ndarray]  # log-probs of the chosen and rejected toke
 
 
 def completion_logps(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return the log-probs (tokens,) of each completion: float32 nats, chosen first, then rejected.
+    """Return the log-probs (tokens,) of each completion of a batch, chosen first: float32 nats.
 
-    The first token of the completion is scored, no token of the prompt is. `batch` comes from
-    :func:`hallulib.dpo.batching.collate_pairs`.
+    The completion's first token is scored, and nothing of the prompt.
     """
     inputs = {"input_ids": batch["input_ids"]}
     if "pair_lengths" in batch:
@@ -47,8 +44,7 @@ def compute_logps(
 ) -> list[Row]:
     """Return per-token log-probs (chosen, rejected) of each pair, with dropout off.
 
-    `shared`: run each prompt once for both completions (:func:`choose_layout`). Raises GateFailed
-    for a value that is not a number.
+    Raises GateFailed for a value that is not a number.
     """
     policy.eval()
     device = next(policy.parameters()).device
@@ -67,17 +63,13 @@ def sum_completions(logps: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([tokens.sum() for tokens in logps])
 
 
-@dataclass(frozen=True)
-class LayoutChoice:
-    """Whether prompts are shared, and why (not); `difference` is the self-check's, in nats."""
+class LayoutChoice(NamedTuple):
+    """Whether prompts are shared, and why (not); `difference` of a token between the two layouts,
+    in nats (nan where they were not compared)."""
 
     shared: bool
     reason: str
-    difference: float | None = None
-
-    def __str__(self) -> str:
-        how = "each prompt runs once" if self.shared else "each prompt runs twice"
-        return f"{how}: {self.reason}"
+    difference: float = math.nan
 
 
 def choose_layout(
@@ -85,39 +77,27 @@ def choose_layout(
 ) -> LayoutChoice:
     """Share prompts where the model can, shown on a few `pairs`; else say why it cannot.
 
-    `prefix_sharing` is "auto" or "off". Both layouts score the same pairs once, without gradients.
-    A model whose attention does not go through transformers' interface, or adds something this
-    cannot express, falls back to the plain layout here.
+    `prefix_sharing` is "auto" or "off". A model whose attention does not go through transformers'
+    interface, or adds something this cannot express, falls back to the plain layout here.
     """
     if prefix_sharing == "off":
         return LayoutChoice(False, "dpo.prefix_sharing is off")
-    base = unwrap_model(model)
-    before = base.config._attn_implementation
+    base, training, checked = unwrap_model(model), model.training, pairs[:CHECKED_PAIRS]
+    before, difference, limit = base.config._attn_implementation, math.nan, TOLERANCE[dtype]
     if before not in ("sdpa", NAME):
         return LayoutChoice(False, f"model.attention is {before}, not sdpa")
     try:
-        difference = _compare_layouts(model, base, pairs[:CHECKED_PAIRS], pad_id)
+        plain = compute_logps(model, checked, pad_id)
+        enable_prefix_sharing(base)
+        shared = compute_logps(model, checked, pad_id, shared=True)
+        rows = [np.concatenate(sides) for sides in (sum(plain, ()), sum(shared, ()))]
+        difference = float(np.abs(rows[0] - rows[1]).max())
+        reason = f"the layouts differ by {difference:.3g} nats (up to {limit} is rounding)"
     except Exception as error:  # whatever a foreign architecture raises: the plain layout works
         reason = f"{type(base).__name__} cannot: {type(error).__name__}: {error}"
-        difference = None
-    else:
-        limit = TOLERANCE[dtype]
-        if difference <= limit:
-            return LayoutChoice(True, "both layouts agree", difference)
-        reason = f"the layouts differ by {difference:.3g} nats (up to {limit} is rounding)"
-    base.set_attn_implementation(before)
-    return LayoutChoice(False, reason, difference)
-
-
-def _compare_layouts(
-    model: torch.nn.Module, base: PreTrainedModel, pairs: Sequence[TokenPair], pad_id: int
-) -> float:
-    training = model.training
-    try:
-        plain = compute_logps(model, pairs, pad_id)
-        enable_prefix_sharing(base)
-        shared = compute_logps(model, pairs, pad_id, shared=True)
     finally:
         model.train(training)
-    gaps = [a - b for rows in zip(plain, shared, strict=True) for a, b in zip(*rows, strict=True)]
-    return max(float(np.abs(gap).max()) for gap in gaps)
+    if difference <= limit:
+        return LayoutChoice(True, "both layouts agree", difference)
+    base.set_attn_implementation(before)
+    return LayoutChoice(False, reason, difference)

@@ -4,8 +4,6 @@ All take the summed log-probabilities of completions in nats, shape (pairs,), an
 that shape, unreduced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

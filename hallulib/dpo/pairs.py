@@ -7,11 +7,8 @@ twin        MedHal's factual statement against the non-factual one of the same n
 given       the chosen and the rejected side of the user's own file
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from statistics import fmean
 from typing import Any
@@ -20,12 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from hallulib.data.lengths import (
-    count_completion_tokens,
-    count_prompt_tokens,
-    describe_cuts,
-    describe_length_bias,
-)
+from hallulib.data import lengths
 from hallulib.detectors import Detector, NoisyJudge, Source, choose_edits, get_detector
 from hallulib.errors import DataError
 from hallulib.files import append_lines, recover_lines, write_jsonl
@@ -33,7 +25,7 @@ from hallulib.generation import generate_summaries, limit_new_tokens
 from hallulib.models import load_policy, load_tokenizer
 from hallulib.recipe import Recipe
 from hallulib.recipe_sections import PairsSection
-from hallulib.run import Run, stage
+from hallulib.run import Result, Run, stage
 
 BEYOND = "beyond pairs.max_pairs"
 Row = dict[str, Any]  # a note of data/train.parquet, or a pair of pairs/*.parquet
@@ -41,32 +33,18 @@ Sample = dict[str, Any]  # a text as the judge sees it, see judge_text
 Draft = dict[str, Any] | str  # {chosen, rejected: Sample, error_types, edit}, or why there is none
 
 
-@dataclass(frozen=True)
-class PairsResult:
-    """What was made. `notes`: pairs in train and validation; counts, what became of every note;
-    mean chosen_errors and rejected_errors as the judge saw them; judge, yield, origin, error_types,
-    edits, length_bias, cuts."""
-
-    notes: dict[str, Any]
-
-
-def load_pairs_result(run: Run) -> PairsResult:
-    """Read the result of a finished pass back from the run."""
-    return PairsResult(run.manifest["stages"]["pairs"]["notes"])
-
-
-@stage("pairs", load=load_pairs_result)
-def build_pairs(recipe: Recipe, run: Run) -> PairsResult:
+@stage("pairs")
+def build_pairs(recipe: Recipe, run: Run) -> Result:
     """Make the pairs of `pairs.origin`; writes pairs/train.parquet, validation.parquet and
     candidates.jsonl, where both sides of every pair (or all samples) are shown as judged.
 
-    Every batch of samples is written down, so an interrupted pass goes on where it stopped.
-    Raises DataError when too few notes give a pair, or too many pairs would be cut.
+    Notes: pairs per split; counts, what became of every note; mean chosen_errors and
+    rejected_errors as the judge saw them; judge, yield, origin, error_types, edits, length_bias,
+    cuts. Raises DataError when too few notes give a pair, or too many pairs would be cut.
     """
     section, tokenizer = recipe.pairs, load_tokenizer(recipe)
     frame = pd.read_parquet(run.require("data/train.parquet"))
-    notes = draw_notes(frame, section.notes, recipe.seed)
-    judge = build_judge(section, recipe.seed)
+    notes, judge = draw_notes(frame, section.notes, recipe.seed), build_judge(section, recipe.seed)
     if section.origin == "sampled":
         candidates = sample_notes(recipe, run, notes, tokenizer, judge)
         drafts = {name: choose_pair(samples) for name, samples in candidates.items()}
@@ -76,15 +54,23 @@ def build_pairs(recipe: Recipe, run: Run) -> PairsResult:
         candidates = {name: [draft["chosen"], draft["rejected"]] for name, draft in made.items()}
     rows, counts = make_rows(notes, drafts, section)
     parts = split_rows(rows, section.validation_share, recipe.seed)
-    _refuse_few(parts, counts, section)
+    if not all(parts.values()):
+        more = "set pairs.check_references=false where you trust the references"
+        more = "pairs.samples_per_note" if section.origin == "sampled" else more
+        what = f"{counts['pair']} pairs from {len(notes)} notes are too few: {dict(counts)}."
+        raise DataError(what, f"Raise pairs.notes, or {more}.")
     report = {split: len(part) for split, part in parts.items()} | {"counts": dict(counts)}
     for side in ("chosen", "rejected"):
         report[f"{side}_errors"] = fmean(drafts[row["id"]][side]["errors"] for row in rows)
     report |= {"judge": judge.name, "yield": (counts["pair"] + counts[BEYOND]) / len(notes)}
-    report |= describe_pairs(rows, tokenizer, recipe.model.max_length)
-    _refuse_cut(report["cuts"], recipe.model.max_length, recipe.data.max_cut_share)
-    _write_pairs(run, parts, [{"id": n["id"], "samples": candidates.get(n["id"])} for n in notes])
-    return PairsResult(report)
+    report |= describe_pairs(rows, tokenizer, recipe)
+    run.path("pairs").mkdir(exist_ok=True)
+    for split, part in parts.items():
+        pd.DataFrame(part).to_parquet(run.path(f"pairs/{split}.parquet"), index=False)
+    names = [note["id"] for note in notes if note["id"] in candidates]
+    lines = [{"id": name, "samples": candidates[name]} for name in names]
+    write_jsonl(run.path("pairs/candidates.jsonl"), lines)
+    return Result(run.path("pairs/train.parquet"), report)
 
 
 def draw_notes(frame: pd.DataFrame, count: int, seed: int) -> list[Row]:
@@ -112,8 +98,8 @@ def sample_notes(
     policy = load_policy(recipe, run.require("sft/adapter"), trainable=False)
     references = pd.read_parquet(run.require("data/train.parquet"))["reference"]
     limit = limit_new_tokens(tokenizer, references.head(1000))
-    lengths = count_prompt_tokens(tokenizer, [note["prompt"] for note in todo])
-    todo = [todo[i] for i in lengths.argsort(kind="stable")]  # little padding
+    tokens = lengths.count_prompt_tokens(tokenizer, [note["prompt"] for note in todo])
+    todo = [todo[i] for i in tokens.argsort(kind="stable")]  # little padding
     size = max(1, section.batch_size // section.samples_per_note)
     with file.open("a", encoding="utf-8") as out, tqdm(total=len(todo), unit="note") as bar:
         bar.set_description("sampling pairs")
@@ -165,10 +151,6 @@ def choose_pair(samples: Sequence[Sample]) -> Draft:
     rejected = max(usable.values(), key=lambda s: (s["errors"], s["statements"], s["text"]))
     if chosen["errors"] == rejected["errors"]:
         return "tie: the judge sees as many errors in every sample"
-    return _pair_up(chosen, rejected)
-
-
-def _pair_up(chosen: Sample, rejected: Sample) -> dict[str, Any]:
     kinds = sorted(rejected["error_types"])
     return {"chosen": chosen, "rejected": rejected, "error_types": kinds, "edit": ""}
 
@@ -178,38 +160,36 @@ def draft_references(
 ) -> dict[str, Draft]:
     """The reference of each note against itself with one typed error ("perturbed"), or against the
     rejected side that came with it. Raises DataError when no note brings one."""
-    perturbed = section.origin == "perturbed"
-    if not perturbed and not any(note.get("rejected") for note in notes):
+    perturbs, checks = section.origin == "perturbed", section.origin != "given"
+    if not perturbs and not any(note["rejected"] for note in notes):
         raise DataError(
             f"pairs.origin is '{section.origin}', and none of {len(notes)} notes came with a "
             "rejected side",
-            "use MedHal or a file with the columns chosen and rejected, or set "
-            "pairs.origin=perturbed",
+            "use MedHal, a file with the columns chosen and rejected, or pairs.origin=perturbed",
         )
-    drafts: dict[str, Draft] = {n["id"]: _judge_reference(n, section, judge) for n in notes}
+    drafts: dict[str, Draft] = {}
+    for note in notes:
+        chosen = judge_text(judge, note["context"], note["reference"])
+        if not perturbs and not note["rejected"]:
+            drafts[note["id"]] = "no rejected side came with the note"
+        elif checks and section.check_references and chosen["errors"]:
+            drafts[note["id"]] = "the judge finds an error in the reference"
+        else:
+            drafts[note["id"]] = {"chosen": chosen}
     usable = [note for note in notes if isinstance(drafts[note["id"]], dict)]
     texts = ((note["id"], note["reference"], note["context"]) for note in usable)
-    edits = choose_edits(texts, seed, lambda t: len(tokenizer.tokenize(t))) if perturbed else {}
+    edits = choose_edits(texts, seed, lambda t: len(tokenizer.tokenize(t))) if perturbs else {}
     for note in usable:
         name, edit = note["id"], edits.get(note["id"])
-        if perturbed and edit is None:
+        if perturbs and edit is None:
             drafts[name] = "no rule applies, or only one that makes the text longer"
             continue
         text = edit.apply(note["reference"]) if edit else note["rejected"]
-        drafts[name] = _pair_up(drafts[name], judge_text(judge, note["context"], text))
-        if edit:
-            drafts[name] |= {"error_types": [edit.error_type], "edit": edit.describe()}
+        rejected = judge_text(judge, note["context"], text)
+        kinds = [edit.error_type] if edit else sorted(rejected["error_types"])
+        said = edit.describe() if edit else ""
+        drafts[name] |= {"rejected": rejected, "error_types": kinds, "edit": said}
     return drafts
-
-
-def _judge_reference(note: Row, section: PairsSection, judge: Detector) -> Sample | str:
-    """The reference as judged, or why it makes no pair; the user's own pairs are not checked."""
-    if section.origin != "perturbed" and not note["rejected"]:
-        return "no rejected side came with the note"
-    sample = judge_text(judge, note["context"], note["reference"])
-    if section.check_references and section.origin != "given" and sample["errors"]:
-        return "the judge finds an error in the reference"
-    return sample
 
 
 def make_rows(
@@ -244,45 +224,27 @@ def split_rows(rows: Sequence[Row], validation_share: float, seed: int) -> dict[
     }
 
 
-def describe_pairs(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+def describe_pairs(rows: Sequence[Row], tokenizer: Tokenizer, recipe: Recipe) -> dict[str, Any]:
     """{origin, error_types, edits: kind -> pairs, length_bias, cuts} of pairs, lengths in tokens.
 
-    `cuts` tells what model.max_length would do to the longer side of each pair.
+    `cuts` tells what model.max_length would do to the longer side of each pair; DataError where
+    that is more than data.max_cut_share of them.
     """
-    chosen = count_completion_tokens(tokenizer, [row["chosen"] for row in rows])
-    rejected = count_completion_tokens(tokenizer, [row["rejected"] for row in rows])
-    prompts = count_prompt_tokens(tokenizer, [row["prompt"] for row in rows])
+    max_length, allowed = recipe.model.max_length, recipe.data.max_cut_share
+    chosen = lengths.count_completion_tokens(tokenizer, [row["chosen"] for row in rows])
+    rejected = lengths.count_completion_tokens(tokenizer, [row["rejected"] for row in rows])
+    prompts = lengths.count_prompt_tokens(tokenizer, [row["prompt"] for row in rows])
+    cuts = lengths.describe_cuts(prompts, chosen.clip(min=rejected), max_length)
+    if cuts["cut_share"] > allowed:
+        raise DataError(
+            f"{cuts['cut']} pairs ({cuts['cut_share']:.1%}) exceed model.max_length of "
+            f"{max_length} tokens",
+            f"raise model.max_length, or accept it with data.max_cut_share (now {allowed})",
+        )
     return {
         "origin": rows[0]["origin"],
         "error_types": dict(Counter(kind for row in rows for kind in row["error_types"])),
         "edits": dict(Counter(row["edit"].partition(":")[0] for row in rows if row["edit"])),
-        "length_bias": describe_length_bias(chosen, rejected),
-        "cuts": describe_cuts(prompts, chosen.clip(min=rejected), max_length),
+        "length_bias": lengths.describe_length_bias(chosen, rejected),
+        "cuts": cuts,
     }
-
-
-def _refuse_few(parts: dict[str, list[Row]], counts: Counter[str], section: PairsSection) -> None:
-    if not all(parts.values()):
-        more = "set pairs.check_references=false where you trust the references"
-        more = "pairs.samples_per_note" if section.origin == "sampled" else more
-        raise DataError(
-            f"{counts['pair']} pairs from {counts.total()} notes are too few: {dict(counts)}.",
-            f"Raise pairs.notes, or {more}.",
-        )
-
-
-def _refuse_cut(cuts: dict[str, Any], max_length: int, max_cut_share: float) -> None:
-    if cuts["cut_share"] > max_cut_share:
-        raise DataError(
-            f"{cuts['cut']} pairs ({cuts['cut_share']:.1%}) exceed model.max_length of "
-            f"{max_length} tokens",
-            f"raise model.max_length, or accept it with data.max_cut_share (now {max_cut_share})",
-        )
-
-
-def _write_pairs(run: Run, parts: dict[str, list[Row]], candidates: Sequence[Row]) -> None:
-    run.path("pairs").mkdir(exist_ok=True)
-    for split, part in parts.items():
-        pd.DataFrame(part).to_parquet(run.path(f"pairs/{split}.parquet"), index=False)
-    lines = [line for line in candidates if line["samples"]]
-    write_jsonl(run.path("pairs/candidates.jsonl"), lines)

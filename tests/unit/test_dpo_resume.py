@@ -1,6 +1,4 @@
-"""DPO killed at an arbitrary step by a real `kill -9`, and continued to the same bits."""
-
-from __future__ import annotations
+"""DPO stopped at an arbitrary step by a real `kill -9`, and continued to the same bits."""
 
 import json
 import signal
@@ -36,19 +34,15 @@ def stop_after_step(step: int, recipe, run, number: int) -> int:
     """Start DPO in a process of its own and send it a signal once it has logged `step`."""
     code = CODE.format(settings=SETTINGS, base=recipe.model.name_or_path, root=str(run.root))
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
-    log = run.checkpoint_dir("dpo", recipe) / "metrics.jsonl"
+    log, logged = run.checkpoint_dir("dpo", recipe) / "metrics.jsonl", []
     deadline = time.monotonic() + 120
-    while not any(row["step"] >= step and "grad_norm" in row for row in read_now(log)):
+    while not any(row["step"] >= step and "grad_norm" in row for row in logged):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+        lines = log.read_text().split("\n")[:-1] if log.exists() else []
+        logged = [json.loads(line) for line in lines]  # the whole ones: it is being written
     process.send_signal(number)
     return process.wait()
-
-
-def read_now(log: Path) -> list[dict]:
-    """The whole lines of a file that is being written."""
-    text = log.read_text() if log.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +70,7 @@ def test_a_run_stopped_at_a_step_continues_to_exactly_the_same_weights(
     assert "dpo" not in run.manifest["stages"]
     train_dpo(recipe, run)
     out = capsys.readouterr().out
-    assert f"{resumed}" in out if resumed else "resuming" not in out
+    assert resumed in out if resumed else "resuming" not in out
     assert same_weights(weights(straight), weights(run))
     # The record reads as if there had been no interruption.
     logs = [read_jsonl(each.path("dpo/metrics.jsonl")) for each in (straight, run)]

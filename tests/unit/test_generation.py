@@ -1,7 +1,5 @@
 """Generation in one shared row per prompt against the textbook ways of doing it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_model import make_texts, shared_base
@@ -88,7 +86,8 @@ def test_samples_follow_the_probabilities_of_the_model():
     assert [chosen.count(token) for token in range(3)] == [500, 300, 200]
 
 
-def test_a_summary_that_is_cut_off_says_so(model, tokenizer):
+def test_a_summary_that_is_cut_off_says_so_and_no_prompts_give_none(model, tokenizer):
+    assert generate(model, tokenizer, []) == []
     for (cut,), (whole,) in zip(
         generate(model, tokenizer, max_new_tokens=3), generate(model, tokenizer), strict=True
     ):
@@ -97,46 +96,36 @@ def test_a_summary_that_is_cut_off_says_so(model, tokenizer):
         assert whole.finish_reason == "stop"
 
 
+def watch_shapes(module) -> tuple[list[tuple[int, int]], object]:
+    """(rows, tokens) that the module puts out at each call, and the handle that ends it."""
+    shapes = []
+
+    def note(module, args, out):
+        out = out if isinstance(out, torch.Tensor) else out.last_hidden_state
+        shapes.append(tuple(out.shape[:2]))
+
+    return shapes, module.register_forward_hook(note)
+
+
 def test_finished_rows_leave_the_batch(model, tokenizer):
-    sizes = []
-    handle = model.model.register_forward_hook(
-        lambda module, args, kwargs, out: sizes.append(kwargs["input_ids"].shape[0]),
-        with_kwargs=True,
-    )
-    generate(model, tokenizer)
-    handle.remove()
-    assert sizes[0] == len(PROMPTS)
-    assert sizes[-1] < len(PROMPTS)
-    assert len(sizes) <= 40
+    shapes, handle = watch_shapes(model.model)
+    with handle:
+        generate(model, tokenizer)
+    assert shapes[0][0] == len(PROMPTS) > shapes[-1][0]
+    assert len(shapes) <= 40
 
 
-def test_the_prompt_is_read_once_however_many_samples_are_drawn(model, tokenizer):
-    shapes = []
-    handle = model.model.register_forward_hook(
-        lambda module, args, kwargs, out: shapes.append(tuple(kwargs["input_ids"].shape)),
-        with_kwargs=True,
-    )
-    generate(model, tokenizer, PROMPTS[:2], num_samples=4, temperature=1.0, max_new_tokens=2)
-    handle.remove()
+def test_a_prompt_is_read_once_and_no_more_logits_are_made_than_tokens_are_chosen(model, tokenizer):
+    (read, reading), (made, making) = watch_shapes(model.model), watch_shapes(model.lm_head)
+    with reading, making:
+        generate(model, tokenizer, PROMPTS[:2], num_samples=4, temperature=1.0, max_new_tokens=3)
     width = max(encode(tokenizer, prompt).shape[1] for prompt in PROMPTS[:2])
-    assert shapes == [(2, width), (2, 4)]
-
-
-def test_no_more_logits_are_made_than_tokens_are_chosen(model, tokenizer):
-    shapes = []
-    handle = model.lm_head.register_forward_hook(lambda m, a, out: shapes.append(out.shape[:2]))
-    generate(model, tokenizer, PROMPTS[:2], num_samples=3, temperature=1.0, max_new_tokens=3)
-    handle.remove()
-    assert [tuple(shape) for shape in shapes] == [(2, 1), (2, 3), (2, 3)]
+    assert read == [(2, width), (2, 4), (2, 4)] and made == [(2, 1), (2, 4), (2, 4)]
 
 
 def test_several_samples_without_a_temperature_are_refused(model, tokenizer):
     with pytest.raises(RecipeError, match="temperature 0"):
         generate(model, tokenizer, num_samples=2)
-
-
-def test_no_prompts_give_no_summaries(model, tokenizer):
-    assert generate(model, tokenizer, []) == []
 
 
 def test_the_limit_leaves_room_beyond_the_longest_reference(tokenizer):

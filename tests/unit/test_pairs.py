@@ -1,38 +1,26 @@
 """Pairs of every origin: sampled and judged, perturbed, twins, and the user's own."""
 
-from __future__ import annotations
-
 import json
 
 import pandas as pd
 import pytest
-from tiny_model import copy_sft_run, make_frame, make_recipe
+from tiny_model import copy_sft_run, finish, make_frame, make_recipe
 
 from hallulib.detectors import Judgement, StatementVerdict
 from hallulib.dpo import pairs as pairs_module
-from hallulib.dpo.pairs import (
-    build_judge,
-    build_pairs,
-    choose_pair,
-    draw_notes,
-    judge_text,
-    load_pairs_result,
-    split_rows,
-)
+from hallulib.dpo.pairs import build_judge, build_pairs, choose_pair, judge_text, split_rows
 from hallulib.errors import DataError
-from hallulib.files import read_jsonl, sha256_text
+from hallulib.files import read_jsonl, sha256_text, sha256_tree
+from hallulib.run import load_result
 
 pytestmark = pytest.mark.unit
 
 
 def sample(text: str, errors: int, statements: int = 3, finish_reason: str = "stop") -> dict:
     return {
-        "text": text,
-        "errors": errors,
-        "statements": statements,
-        "finish_reason": finish_reason,
+        "text": text, "errors": errors, "statements": statements, "finish_reason": finish_reason,
         "error_types": ["detail"] * errors,
-    }
+    }  # fmt: skip
 
 
 A, B, C, D = sample("a", 0, 3), sample("b", 0, 5), sample("c", 2, 4), sample("d", 2, 6)
@@ -81,8 +69,6 @@ def test_the_judge_sees_the_text_of_the_note_only_and_names_the_errors():
     assert judged["errors"] == 1 and judged["error_types"] == ["fabrication"]
     assert judged["verdicts"] == [{"text": "He takes opium.", "verdict": "not_in_note"}]
 
-
-def test_the_judge_of_the_recipe_has_its_error_rates():
     judge = build_judge(make_recipe({"pairs.judge_false_positive_rate": 0.2}).pairs, seed=0)
     assert (judge.false_positive_rate, judge.false_negative_rate) == (0.2, 0.10)
 
@@ -90,7 +76,7 @@ def test_the_judge_of_the_recipe_has_its_error_rates():
 def test_more_notes_keep_the_notes_already_drawn():
     frame = make_frame(24, "train")
     few, more, other = (
-        [note["id"] for note in draw_notes(frame, count, seed)]
+        [note["id"] for note in pairs_module.draw_notes(frame, count, seed)]
         for count, seed in ((5, 0), (9, 0), (5, 1))
     )
     assert more[:5] == few and len(set(more)) == 9
@@ -108,6 +94,10 @@ def test_validation_takes_whole_groups_and_at_least_one():
 
 def read_candidates(run) -> dict[str, list[dict]]:
     return {row["id"]: row["samples"] for row in read_jsonl(run.require("pairs/candidates.jsonl"))}
+
+
+def read_parts(run) -> list[pd.DataFrame]:
+    return [pd.read_parquet(run.require(f"pairs/{s}.parquet")) for s in ("train", "validation")]
 
 
 @pytest.mark.parametrize("torn", ["", '{"id": "n2", "sam', '{"id": "n2", "samples": []}'])
@@ -133,12 +123,9 @@ def test_every_batch_is_on_the_disk_and_an_interrupted_pass_samples_only_the_res
         build_pairs(recipe, broken)
     assert not broken.path("pairs/train.parquet").exists()
     work.write_text(work.read_text() + torn)
-    assert build_pairs(recipe, broken) == result
+    assert build_pairs(recipe, broken).notes == result.notes
     assert on_disk == [0, 3, 6, 6, 9]
-    for name in ("train.parquet", "validation.parquet", "candidates.jsonl"):
-        assert broken.path(f"pairs/{name}").read_bytes() == (
-            straight.path(f"pairs/{name}").read_bytes()
-        )
+    assert sha256_tree(broken.path("pairs")) == sha256_tree(straight.path("pairs"))
 
 
 def test_every_pair_is_made_of_two_samples_of_the_policy_and_the_notes_say_how(tmp_path):
@@ -148,7 +135,7 @@ def test_every_pair_is_made_of_two_samples_of_the_policy_and_the_notes_say_how(t
     candidates = read_candidates(run)
     assert len(candidates) == 12 and sum(notes["counts"].values()) == 12
     assert all(len(samples) == 3 for samples in candidates.values())
-    parts = [pd.read_parquet(run.require(f"pairs/{s}.parquet")) for s in ("train", "validation")]
+    parts = read_parts(run)
     assert [len(part) for part in parts] == [notes["train"], notes["validation"]]
     assert notes["counts"]["pair"] == len(parts[0]) + len(parts[1]) == notes["yield"] * 12
     assert notes["judge"] == "entities+noise" and notes["edits"] == {} and notes["error_types"]
@@ -182,7 +169,7 @@ def test_the_same_candidates_make_the_same_pairs_as_ever(tmp_path):
         lines.append(json.dumps({"id": f"train-{number}", "samples": samples}) + "\n")
     (folder / "candidates.jsonl").write_text("".join(lines))
     build_pairs(recipe, run)
-    parts = [pd.read_parquet(run.path(f"pairs/{s}.parquet")) for s in ("train", "validation")]
+    parts = read_parts(run)
     text = "".join(part.to_json(orient="records") for part in parts)
     assert [len(part) for part in parts] == [7, 2]
     assert sha256_text(text).startswith("2de3afa508c91495")
@@ -196,9 +183,6 @@ def test_too_few_pairs_is_an_error_that_counts_what_became_of_the_notes(tmp_path
         build_pairs(recipe, run)
 
 
-# --- the other origins -----------------------------------------------------------------------
-
-
 def build(tmp_path, overrides, change=None):
     """Pairs of a run whose training rows `change` has altered; returns (result, rows, run)."""
     recipe = make_recipe({"pairs.check_references": False} | overrides)
@@ -206,11 +190,9 @@ def build(tmp_path, overrides, change=None):
     if change:
         frame = change(pd.read_parquet(run.path("data/train.parquet")))
         frame.to_parquet(run.path("data/train.parquet"), index=False)
-        run.record("data", recipe, {}, {})
-        run.record("sft", recipe, {}, {})
+        finish(run, recipe, "data", "sft")
     result = build_pairs(recipe, run)
-    parts = [pd.read_parquet(run.require(f"pairs/{s}.parquet")) for s in ("train", "validation")]
-    return result, pd.concat(parts), run
+    return result, pd.concat(read_parts(run)), run
 
 
 def with_rejected(frame):
@@ -251,15 +233,12 @@ def test_twins_and_given_pairs_are_the_sides_that_came_with_the_rows(tmp_path, o
     assert set(rows["origin"]) == {origin} and len(rows) == 12
     assert all(row.rejected == row.chosen.replace("man", "woman") for row in rows.itertuples())
     candidates = read_candidates(run)
-    assert all([s["text"] for s in candidates[r.id]] == [r.chosen, r.rejected]
-               for r in rows.itertuples())  # fmt: skip
-
-
-def test_given_pairs_are_not_checked_by_the_judge(tmp_path):
-    settings = {"pairs.origin": "given", "pairs.check_references": True}
-    assert len(build(tmp_path / "given", settings, with_rejected)[1]) == 12
-    settings["pairs.origin"] = "twin"
-    assert len(build(tmp_path / "twin", settings, with_rejected)[1]) < 12
+    for row in rows.itertuples():
+        assert [s["text"] for s in candidates[row.id]] == [row.chosen, row.rejected]
+    # The judge checks what is asked, but never the user's own pairs.
+    settings = {"pairs.origin": origin, "pairs.check_references": True}
+    checked = build(tmp_path / "checked", settings, with_rejected)[1]
+    assert len(checked) == 12 if origin == "given" else len(checked) < 12
 
 
 def test_notes_without_a_rejected_side_are_counted_and_none_at_all_is_an_error(tmp_path):
@@ -294,4 +273,4 @@ def test_a_result_is_read_back_and_max_pairs_keeps_the_first(tmp_path):
     assert len(rows) == 5 and set(rows["id"]) < set(all_rows["id"])
     assert result.notes["counts"]["beyond pairs.max_pairs"] == len(all_rows) - 5
     assert result.notes["yield"] == len(all_rows) / 12
-    assert load_pairs_result(run) == result
+    assert load_result(run, "pairs") == result

@@ -1,7 +1,5 @@
 """Prefix sharing: the same numbers as one row per completion, or an announced fallback."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -69,6 +67,10 @@ def score(model, shared: bool, chosen_only: bool = False) -> tuple[torch.Tensor,
     return logps.detach(), grads
 
 
+def choose(model, prefix_sharing: str = "auto"):
+    return choose_layout(model, make_pairs(), 0, prefix_sharing, "float32")
+
+
 def check_equal(plain: tuple, shared: tuple) -> None:
     assert torch.allclose(plain[0], shared[0], atol=1e-4)
     assert plain[1].keys() == shared[1].keys()
@@ -81,7 +83,7 @@ def check_equal(plain: tuple, shared: tuple) -> None:
 def test_shared_prompts_give_the_same_log_probs_and_gradients(name):
     model = build_model(name, SHARING[name])
     plain = score(model, shared=False)
-    choice = choose_layout(model, make_pairs(), 0, "auto", "float32")
+    choice = choose(model)
     assert choice.shared, choice.reason
     check_equal(plain, score(model, shared=True))
 
@@ -90,7 +92,7 @@ def test_shared_prompts_give_the_same_log_probs_and_gradients(name):
 def test_a_model_that_cannot_share_falls_back_and_still_scores(name):
     model = build_model(name, FALLING_BACK[name])
     before = score(model, shared=False)[0]
-    choice = choose_layout(model, make_pairs(), 0, "auto", "float32")
+    choice = choose(model)
     assert not choice.shared
     assert re.search("cannot|differ|attention is eager", choice.reason)
     assert torch.equal(before, score(model, shared=False)[0])
@@ -99,43 +101,35 @@ def test_a_model_that_cannot_share_falls_back_and_still_scores(name):
 def test_without_its_rejected_completions_a_shared_row_is_the_same_as_plain():
     model = build_model("Llama", GROUPED)
     plain = score(model, shared=False, chosen_only=True)
-    assert choose_layout(model, make_pairs(), 0, "auto", "float32").shared
+    assert choose(model).shared
     check_equal(plain, score(model, shared=True, chosen_only=True))
 
 
 def test_gradient_checkpointing_changes_nothing():
     model = build_model("Mistral", SHARING["Mistral"])
-    assert choose_layout(model, make_pairs(), 0, "auto", "float32").shared
+    assert choose(model).shared
     plain = score(model, shared=True)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     check_equal(plain, score(model, shared=True))
 
 
-def test_a_completion_does_not_see_the_other_one():
-    model = build_model("Llama", GROUPED)
-    choose_layout(model, make_pairs(), 0, "auto", "float32")
-    pair = make_pairs()[0]
-    changed = TokenPair(pair.prompt_ids, [9] * len(pair.chosen_ids), pair.rejected_ids)
-    with torch.no_grad():
-        first, second = (
-            completion_logps(model, collate_pairs([p], 0, True))[1] for p in (pair, changed)
-        )
-    assert torch.equal(first, second)
-
-
-def test_the_plain_path_of_a_model_that_shares_is_what_it_was():
+@torch.no_grad()
+def test_the_plain_path_stays_and_a_completion_does_not_see_the_other_one():
     model = build_model("Llama", GROUPED)
     ids = torch.randint(3, 97, (2, 12), generator=torch.Generator().manual_seed(0))
     seen = torch.ones_like(ids)
     seen[0, :5] = 0
-    with torch.no_grad():
-        before = model(input_ids=ids, attention_mask=seen).logits
-        choose_layout(model, make_pairs(), 0, "auto", "float32")
-        assert torch.equal(before, model(input_ids=ids, attention_mask=seen).logits)
+    before = model(input_ids=ids, attention_mask=seen).logits
+    assert choose(model).shared
+    assert torch.equal(before, model(input_ids=ids, attention_mask=seen).logits)
+    pair = make_pairs()[0]
+    changed = TokenPair(pair.prompt_ids, [9] * len(pair.chosen_ids), pair.rejected_ids)
+    rejected = [completion_logps(model, collate_pairs([p], 0, True))[1] for p in (pair, changed)]
+    assert torch.equal(*rejected)
 
 
-def test_a_wrong_position_is_caught_by_the_self_check(monkeypatch):
+def test_a_wrong_position_is_caught_by_the_self_check_and_sharing_can_be_off(monkeypatch):
     def collate_wrongly(pairs, pad_id, shared=False, chosen_only=False):
         batch = collate_pairs(pairs, pad_id, shared, chosen_only)
         if shared:
@@ -143,11 +137,7 @@ def test_a_wrong_position_is_caught_by_the_self_check(monkeypatch):
         return batch
 
     monkeypatch.setattr(logprobs, "collate_pairs", collate_wrongly)
-    choice = choose_layout(build_model("Llama", GROUPED), make_pairs(), 0, "auto", "float32")
-    assert not choice.shared
-    assert "the layouts differ by" in choice.reason
-
-
-def test_sharing_can_be_switched_off():
-    choice = choose_layout(build_model("Llama", GROUPED), make_pairs(), 0, "off", "float32")
-    assert (choice.shared, choice.reason) == (False, "dpo.prefix_sharing is off")
+    model = build_model("Llama", GROUPED)
+    choice = choose(model)
+    assert not choice.shared and "the layouts differ by" in choice.reason
+    assert choose(model, "off")[:2] == (False, "dpo.prefix_sharing is off")

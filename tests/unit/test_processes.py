@@ -1,22 +1,20 @@
 """Two real CPU processes under `accelerate launch`: the same bytes, and the same training."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from tiny_dpo import weights
 from tiny_model import copy_sft_run, make_recipe, record_pairs, start_run
 
-from hallulib.checkpoints import load_trained
-from hallulib.dpo.reference import cache_reference, load_reference_result
+from hallulib.dpo.reference import cache_reference
 from hallulib.dpo.train import train_dpo
 from hallulib.files import read_jsonl, sha256_tree
-from hallulib.run import Run
+from hallulib.run import Run, load_result
 from hallulib.sft import train_sft
 from hallulib.stages import PACKAGE
 
@@ -60,33 +58,33 @@ def launch(name, recipe, run, root) -> None:
     )
 
 
-def test_two_processes_split_the_reference_pass_and_store_the_same_bytes(worlds):
-    (_, run_one), (_, run_two) = worlds[1], worlds[2]
-    results = [load_reference_result(run) for run in (run_one, run_two)]
-    assert [result.notes["processes"] for result in results] == [1, 2]
-    assert results[0].notes["key"] == results[1].notes["key"]
-    assert results[1].notes["computed"] == results[1].notes["pairs"] == 18
-    assert sha256_tree(results[0].folder) == sha256_tree(results[1].folder)
-
-
-def test_two_processes_train_as_one_with_twice_the_batch(worlds):
-    (_, run_one), (_, run_two) = worlds[1], worlds[2]
-    a, b = weights(run_one), weights(run_two)
-    start = weights(run_one, "sft/adapter")
-    moved = max((a[name] - start[name]).abs().max() for name in a)
-    differs = max((a[name] - b[name]).abs().max() for name in a)
-    assert differs < 1e-3 * moved
-    rows = [read_jsonl(run.path("dpo/metrics.jsonl")) for run in (run_one, run_two)]
-    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+def check_trained_alike(run_one, run_two, stage: str, start) -> None:
+    """The two adapters differ by less than a thousandth of what one has moved, and so on."""
+    a, b = weights(run_one, f"{stage}/adapter"), weights(run_two, f"{stage}/adapter")
+    moved = max((a[name] - start[name]).abs().max() for name in start)
+    assert max((a[name] - b[name]).abs().max() for name in a) < 1e-3 * moved
+    rows = [read_jsonl(run.path(f"{stage}/metrics.jsonl")) for run in (run_one, run_two)]
     for one, two in zip(*rows, strict=True):
         assert one == pytest.approx(two, abs=2e-4)
 
 
+def test_two_processes_split_the_reference_pass_and_store_the_same_bytes(worlds):
+    (_, run_one), (_, run_two) = worlds[1], worlds[2]
+    one, two = (load_result(run, "reference").notes for run in (run_one, run_two))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["key"] == two["key"] and two["computed"] == two["pairs"] == 18
+    assert sha256_tree(run_one.path("reference")) == sha256_tree(run_two.path("reference"))
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(worlds):
+    (_, run_one), (_, run_two) = worlds[1], worlds[2]
+    check_trained_alike(run_one, run_two, "dpo", weights(run_one, "sft/adapter"))
+
+
 def test_only_one_of_two_processes_writes_and_the_run_is_whole_afterwards(worlds):
     recipe, run = worlds[2]
-    result = load_trained(run, "dpo")
-    assert result.notes["processes"] == 2
-    assert result.notes["steps"] == 5 and result.notes["pairs"] == 18
+    notes = load_result(run, "dpo").notes
+    assert (notes["processes"], notes["steps"], notes["pairs"]) == (2, 5, 18)
     assert Run.open(run.root, recipe).is_current("dpo", recipe)
     assert run.require("dpo/adapter").is_dir()
     # A single process finds nothing to do in what two have made.
@@ -100,12 +98,9 @@ def test_two_processes_fine_tune_as_one_with_twice_the_batch(tmp_path):
         run = start_run(tmp_path / f"run{count}", recipe)
         train_sft(recipe, run) if count == 1 else launch("sft", recipe, run, tmp_path)
         runs.append(run)
-    a, b = (weights(run, "sft/adapter") for run in runs)
-    moved = max(value.abs().max() for name, value in a.items() if "lora_B" in name)
-    assert max((a[name] - b[name]).abs().max() for name in a) < 1e-3 * moved
-    rows = [read_jsonl(run.path("sft/metrics.jsonl")) for run in runs]
-    for one, two in zip(*rows, strict=True):
-        assert one == pytest.approx(two, abs=2e-4)
+    trained = weights(runs[0], "sft/adapter")  # B starts at zero
+    start = {name: torch.zeros_like(v) for name, v in trained.items() if "lora_B" in name}
+    check_trained_alike(*runs, "sft", start)
 
 
 def test_the_configuration_that_ships_is_understood_by_accelerate():

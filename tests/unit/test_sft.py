@@ -1,21 +1,31 @@
-"""Supervised fine-tuning: what is scored, what is kept, and resuming as if nothing had happened."""
+"""Supervised fine-tuning and the training loop: what is scored, what is kept, and resuming as if
+nothing had happened."""
 
-from __future__ import annotations
+import math
 
-import pandas as pd
 import pytest
 import torch
 from tiny_dpo import Interrupted, same_weights, stop_at, weights
 from tiny_model import copy_sft_run, make_frame, make_recipe, shared_base, start_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hallulib.checkpoints import Log, load_trained
+from hallulib.checkpoints import Log
 from hallulib.errors import DataError, GateFailed
 from hallulib.files import read_jsonl
 from hallulib.sft import make_task, tokenise_rows, train_sft
-from hallulib.training import InForward, draw_order, evaluate
+from hallulib.training import InForward, draw_order, evaluate, report_slow_step
 
 pytestmark = pytest.mark.unit
+
+
+def start(tmp_path, overrides, name="run", **data):
+    """A recipe, and a run in which the data is finished."""
+    recipe = make_recipe(overrides)
+    return recipe, start_run(tmp_path / name, recipe, **data)
+
+
+def read_log(run) -> list[dict]:
+    return read_jsonl(run.path("sft/metrics.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(shared_base())
 
 
-def test_rows_that_do_not_fit_are_left_out_and_counted_never_cut(tokenizer):
+def test_rows_that_do_not_fit_are_left_out_and_counted_never_cut(tokenizer, tmp_path):
     frame = make_frame(3, "train")
     frame.loc[1, "prompt"] = "long " * 200
     frame.loc[2, "reference"] = "  "
@@ -32,6 +42,8 @@ def test_rows_that_do_not_fit_are_left_out_and_counted_never_cut(tokenizer):
     assert dropped == {"longer than model.max_length": 1, "empty reference": 1}
     with pytest.raises(DataError, match=r"None of 3 rows[\s\S]*Raise model.max_length \(now 10\)"):
         tokenise_rows(frame, tokenizer, max_length=10)
+    with pytest.raises(DataError, match="None of 24 rows"):  # before a model is loaded
+        train_sft(*start(tmp_path, {"model.max_length": 8}))
 
 
 def test_the_loss_and_accuracy_count_completion_tokens_only(tokenizer):
@@ -53,10 +65,13 @@ def test_the_loss_and_accuracy_count_completion_tokens_only(tokenizer):
     assert evaluate(model, task, 2)["eval_loss"] == pytest.approx(nll / count, abs=1e-5)
 
 
-def test_training_writes_the_adapter_and_metrics_and_lowers_the_loss(tmp_path):
+def test_training_writes_the_adapter_and_metrics_lowers_the_loss_and_is_not_done_again(
+    tmp_path, capsys
+):
     recipe = make_recipe()
     run = copy_sft_run(tmp_path / "run", recipe)
-    result = load_trained(run, "sft")
+    notes = train_sft(recipe, run).notes
+    assert "sft: unchanged, reusing" in capsys.readouterr().out
     rows = read_jsonl(run.require("sft/metrics.jsonl"))
     evaluated = [row for row in rows if "eval_loss" in row]
     assert [row["step"] for row in evaluated] == [0, 2, 4]
@@ -65,26 +80,19 @@ def test_training_writes_the_adapter_and_metrics_and_lowers_the_loss(tmp_path):
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert {"loss", "grad_norm", "learning_rate", "token_accuracy"} <= set(rows[1])
     best = min(evaluated, key=lambda row: row["eval_loss"])
-    assert result.metrics["eval_loss"] == best["eval_loss"]
-    assert result.notes["best_step"] == best["step"]
-    assert result.notes["trainable_parameters"] > 0
-
-
-def test_an_unchanged_sft_is_not_trained_again(tmp_path, capsys):
-    recipe = make_recipe()
-    run = copy_sft_run(tmp_path / "run", recipe)
-    train_sft(recipe, run)
-    assert "sft: unchanged, reusing" in capsys.readouterr().out
+    assert notes["metrics"]["eval_loss"] == best["eval_loss"]
+    assert notes["best_step"] == best["step"]
+    assert notes["trainable_parameters"] > 0
 
 
 def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkeypatch, capsys):
     # Dropout on, so that the random state has to be restored too. Steps 4 and 5 are logged and
     # not saved: they are done, and logged, a second time.
     steps = {"sft.max_steps": 7, "sft.eval_steps": 3, "sft.save_steps": 3}
-    recipe = make_recipe({"lora.dropout": 0.1, "sft.gradient_accumulation": 2} | steps)
-    straight = start_run(tmp_path / "straight", recipe)
+    settings = {"lora.dropout": 0.1, "sft.gradient_accumulation": 2} | steps
+    recipe, straight = start(tmp_path, settings, "straight")
     train_sft(recipe, straight)
-    broken = start_run(tmp_path / "broken", recipe)
+    recipe, broken = start(tmp_path, settings, "broken")
     with monkeypatch.context() as patch:
         stop_at(patch, step=6)
         with pytest.raises(Interrupted):
@@ -94,52 +102,36 @@ def test_an_interrupted_run_resumes_to_exactly_the_same_weights(tmp_path, monkey
     train_sft(recipe, broken)
     assert "resuming from" in capsys.readouterr().out
     assert same_weights(weights(straight, "sft/adapter"), weights(broken, "sft/adapter"))
-    logs = [read_jsonl(run.path("sft/metrics.jsonl")) for run in (straight, broken)]
-    assert logs[0] == logs[1]
+    assert read_log(straight) == read_log(broken)
 
 
-def make_worse_from(monkeypatch, step: int) -> None:
-    """From this step on the log gets a higher validation loss than was measured."""
+def test_the_best_and_the_last_checkpoint_are_kept_without_the_base_model(tmp_path, monkeypatch):
+    # Saved every 8 steps, evaluated every 2: the best must be saved although it is not due.
+    settings = {"sft.max_steps": 8, "sft.save_steps": 8, "sft.warmup_steps": 0}
+    recipe, run = start(tmp_path, settings)
     original = Log.write
 
-    def write(self, at, values):
-        if at >= step and "eval_loss" in values:
-            values = values | {"eval_loss": values["eval_loss"] + 10.0}
-        return original(self, at, values)
+    def write(self, at, values):  # from step 5 on a higher validation loss than was measured
+        worse = 10.0 if at >= 5 else 0.0
+        changed = {k: v + worse for k, v in values.items() if k == "eval_loss"}
+        return original(self, at, values | changed)
 
     monkeypatch.setattr(Log, "write", write)
-
-
-def test_the_best_and_the_last_checkpoint_are_kept(tmp_path, monkeypatch):
-    # Saved every 8 steps, evaluated every 2: the best must be saved although it is not due.
-    recipe = make_recipe({"sft.max_steps": 8, "sft.save_steps": 8, "sft.warmup_steps": 0})
-    run = start_run(tmp_path / "run", recipe)
-    make_worse_from(monkeypatch, 5)
     result = train_sft(recipe, run)
     assert result.notes["best_step"] == 4
-    folder = run.checkpoint_dir("sft", recipe)
-    assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
-    saved, best, last = (
-        weights(run, path) for path in (result.adapter, *sorted(folder.glob("checkpoint-*")))
-    )
+    folders = sorted(run.checkpoint_dir("sft", recipe).glob("checkpoint-*"))
+    assert [folder.name for folder in folders] == ["checkpoint-4", "checkpoint-8"]
+    saved, best, last = (weights(run, path) for path in (result.path, *folders))
     assert same_weights(saved, best) and not same_weights(saved, last)
-
-
-def test_a_checkpoint_holds_adapter_optimiser_and_random_states_and_not_the_base_model(tmp_path):
-    recipe = make_recipe({"sft.max_steps": 2})
-    run = start_run(tmp_path / "run", recipe)
-    train_sft(recipe, run)
-    folder = run.checkpoint_dir("sft", recipe) / "checkpoint-2"
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folders[0].iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "optimizer.bin",
         "random_states_0.pkl", "scheduler.bin", "state.json",
     ]  # fmt: skip
-    assert not any("embed" in name for name in weights(run, folder))
+    assert not any("embed" in name for name in best)
 
 
 def test_a_checkpoint_that_was_cut_off_while_written_does_not_count(tmp_path, monkeypatch, capsys):
-    recipe = make_recipe()
-    run = start_run(tmp_path / "run", recipe)
+    recipe, run = start(tmp_path, {})
     with monkeypatch.context() as patch:
         stop_at(patch, step=4)
         with pytest.raises(Interrupted):
@@ -157,27 +149,22 @@ def test_micro_batches_train_as_one_large_batch_does(tmp_path):
     found = []
     for parts in (1, 4):
         settings = {"sft.batch_size": 8 // parts, "sft.gradient_accumulation": parts}
-        recipe = make_recipe(settings)
-        run = start_run(tmp_path / f"run{parts}", recipe, train=8)
+        recipe, run = start(tmp_path, settings, f"run{parts}", train=8)
         train_sft(recipe, run)
-        rows = [r for r in read_jsonl(run.path("sft/metrics.jsonl")) if "grad_norm" in r]
+        rows = [row for row in read_log(run) if "grad_norm" in row]
         found.append(([row["loss"] for row in rows], [row["grad_norm"] for row in rows]))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
-def test_every_row_comes_once_before_any_comes_again():
+def test_every_row_comes_once_before_any_again_in_batches_of_like_length_in_random_order():
     lengths = [number % 7 for number in range(40)]
     order = draw_order(lengths, batch_size=4, batches=20, seed=3)
     assert len(order) == 80
     assert sorted(order[:40]) == list(range(40)) == sorted(order[40:])
     assert order == draw_order(lengths, batch_size=4, batches=20, seed=3)
     assert order != draw_order(lengths, batch_size=4, batches=20, seed=4)
-
-
-def test_batches_hold_rows_of_like_length_in_random_order():
-    lengths = list(range(64))
-    order = draw_order(lengths, batch_size=4, batches=16, seed=0)
+    order = draw_order(list(range(64)), batch_size=4, batches=16, seed=0)
     batches = [order[i : i + 4] for i in range(0, 64, 4)]
     assert all(max(batch) - min(batch) == 3 for batch in batches)
     firsts = [batch[0] for batch in batches]
@@ -189,18 +176,39 @@ def test_batches_hold_rows_of_like_length_in_random_order():
 )
 def test_a_rate_that_breaks_the_model_is_an_error_and_not_a_result(tmp_path, rate, steps, what):
     settings = {"learning_rate": rate, "warmup_steps": 0, "max_steps": steps}
-    recipe = make_recipe({"sft": settings})
-    run = start_run(tmp_path / "run", recipe)
+    recipe, run = start(tmp_path, {"sft": settings})
     with pytest.raises(GateFailed, match=what):
         train_sft(recipe, run)
     assert "sft" not in run.manifest["stages"]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_training_stops_at_the_first_loss_that_is_no_number(tmp_path, monkeypatch, value):
+    original, calls = torch.Tensor.backward, []
+
+    def backward(self, *arguments, **named):
+        calls.append(self)
+        if len(calls) == 3:  # the probe was the first; the gradients of step 2 break
+            self = self * value
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    with pytest.raises(GateFailed, match="loss of step 3 is nan"):
+        train_sft(*start(tmp_path, {"sft.save_steps": 4, "sft.eval_steps": 4}))
+
+
+def test_a_step_that_takes_many_times_the_usual_is_reported_once(capsys):
+    pace = []
+    for step, seconds in enumerate([1, 1, 1, 1, 200, 1], start=1):
+        report_slow_step(step, seconds, pace)
+    assert pace == [1, 1, 1, 1, 1]
+    assert capsys.readouterr().out.count("step 5 took 200 s, the usual is 1.0 s: did the") == 1
+
+
 def test_tensorboard_gets_the_curves_when_the_recipe_asks_for_it(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recipe = make_recipe({"sft.report_to": "tensorboard", "sft.max_steps": 2})
-    run = start_run(tmp_path / "run", recipe)
+    recipe, run = start(tmp_path, {"sft.report_to": "tensorboard", "sft.max_steps": 2})
     train_sft(recipe, run)
     events = EventAccumulator(str(run.path("tensorboard/sft")))
     events.Reload()
@@ -209,23 +217,12 @@ def test_tensorboard_gets_the_curves_when_the_recipe_asks_for_it(tmp_path):
 
 
 def test_the_longest_rows_run_before_anything_is_trained(tmp_path, monkeypatch):
-    recipe = make_recipe()
-    run = start_run(tmp_path / "run", recipe)
     seen, original = [], torch.nn.Embedding.forward
 
     def forward(self, ids):
-        seen.append((self.weight.requires_grad, ids.shape))
+        seen.append(tuple(ids.shape))
         return original(self, ids)
 
     monkeypatch.setattr(torch.nn.Embedding, "forward", forward)
-    train_sft(recipe, run)
-    widths = [shape[1] for _, shape in seen]
-    assert seen[0][1][0] == 4 and widths[0] == max(widths)
-
-
-def test_a_frame_without_a_fitting_row_stops_the_stage_before_a_model_is_loaded(tmp_path):
-    recipe = make_recipe({"model.max_length": 8})
-    run = start_run(tmp_path / "run", recipe)
-    with pytest.raises(DataError, match="None of 24 rows"):
-        train_sft(recipe, run)
-    assert isinstance(pd.read_parquet(run.path("data/train.parquet")), pd.DataFrame)
+    train_sft(*start(tmp_path, {}))
+    assert seen[0] == (4, max(width for _, width in seen))

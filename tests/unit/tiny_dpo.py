@@ -1,7 +1,5 @@
 """Runs in which everything before DPO is finished, and ways to interrupt a training."""
 
-from __future__ import annotations
-
 import shutil
 
 import torch

@@ -1,10 +1,5 @@
-"""A tiny random Llama and a real BPE tokenizer with a chat template, and small runs that use them.
-
-Everything is made in seconds and in a temporary folder: no test of the training code needs the
-shipped base model.
-"""
-
-from __future__ import annotations
+"""A tiny Llama and a real BPE tokenizer with a chat template, and small runs that use them: made in
+seconds and in a temporary folder, so that no test of the training needs the shipped base model."""
 
 import atexit
 import json
@@ -49,42 +44,26 @@ def build_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=SPECIAL,
+        vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    )  # fmt: skip
     tokenizer.train_from_iterator((" ".join(make_texts(i)) for i in range(60)), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-        chat_template=CHAT_TEMPLATE,
-    )
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=SPECIAL[3:], chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
 
 
 def write_base_model(folder: Path, seed: int = 0, steps: int = 0, **changes: Any) -> Path:
     """Save a model of two layers and its tokenizer, random or barely pretrained; returns folder."""
     tokenizer = build_tokenizer()
     shape = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.1,
-    }
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **shape | changes,
-    )
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "tie_word_embeddings": True, "initializer_range": 0.1, "vocab_size": len(tokenizer),
+    }  # fmt: skip
+    special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("pad", "bos", "eos")}
+    config = LlamaConfig(**shape | special | changes)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     pretrain(model, tokenizer, steps)
@@ -95,10 +74,9 @@ def write_base_model(folder: Path, seed: int = 0, steps: int = 0, **changes: Any
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
     """A few full steps on the texts, so that the model writes sentences (not true ones)."""
-    texts = [make_texts(number) for number in range(24)]
     rows = [
         f"<s><|user|>Summarise the note.\n\n{note}<|assistant|>{reference}</s>"
-        for note, reference in texts
+        for note, reference in map(make_texts, range(24))
     ]
     batch = tokenizer(rows, padding=True, return_tensors="pt", add_special_tokens=False)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
@@ -148,18 +126,11 @@ def make_recipe(overrides: dict[str, Any] | None = None, base: Path | None = Non
         "pairs": {"notes": 12, "samples_per_note": 3, "batch_size": 12, "validation_share": 0.25},
         "reference": {"batch_size": 4},
         "dpo": {
-            "batch_size": 4,
-            "max_steps": 6,
-            "warmup_steps": 1,
-            "eval_steps": 3,
-            "save_steps": 2,
-            "guardrail_notes": 2,
-            "guardrail_steps": 3,
-            "learning_rate": 1e-3,
+            "batch_size": 4, "max_steps": 6, "warmup_steps": 1, "eval_steps": 3, "save_steps": 2,
+            "guardrail_notes": 2, "guardrail_steps": 3, "learning_rate": 1e-3, "report_to": "none",
         },
-    }
+    }  # fmt: skip
     small["sft"] |= {"save_steps": 2, "report_to": "none"}
-    small["dpo"] |= {"report_to": "none"}
     return load_recipe("tiny-cpu", small | (overrides or {}))
 
 
@@ -168,21 +139,11 @@ def make_frame(count: int, split: str) -> pd.DataFrame:
     rows = []
     for number in range(count):
         note, reference = make_texts(number)
-        rows.append(
-            {
-                "id": f"{split}-{number}",
-                "group_id": f"{split}-{number}",
-                "source": "test",
-                "prompt": f"Summarise the note.\n\n{note}",
-                "reference": reference,
-                "split": split,
-                "context": note,
-                "style": "",
-                "style_group": "",
-                "facts": "",
-                "rejected": "",
-            }
-        )
+        rows.append({
+            "id": f"{split}-{number}", "group_id": f"{split}-{number}", "source": "test",
+            "prompt": f"Summarise the note.\n\n{note}", "reference": reference, "split": split,
+            "context": note, "style": "", "style_group": "", "facts": "", "rejected": "",
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -193,7 +154,7 @@ def start_run(folder: Path, recipe: Recipe, train: int = 24, validation: int = 6
     for split, count in (("train", train), ("validation", validation), ("test", 4)):
         make_frame(count, split).to_parquet(run.path(f"data/{split}.parquet"), index=False)
     run.path("data/audit.json").write_text(json.dumps({}))
-    run.record("data", recipe, {}, {})
+    finish(run, recipe, "data")
     return run
 
 
@@ -201,21 +162,20 @@ def record_pairs(run: Run, recipe: Recipe, train: int = 10, validation: int = 4)
     """Finish the pairs stage with ready-made pairs, for tests of what comes after it."""
     run.path("pairs").mkdir(exist_ok=True)
     for split, count in (("train", train), ("validation", validation)):
-        rows = []
-        for number in range(count):
-            note, reference = make_texts(number)
-            rows.append(
-                {
-                    "id": f"{split}-{number}",
-                    "group_id": f"{split}-{number}",
-                    "prompt": f"Summarise the note.\n\n{note}",
-                    # Of unequal length, so that a mean over tokens is not one over pairs.
-                    "chosen": reference.partition(" Allergic")[0] + " Well." * (number % 3),
-                    "rejected": reference,
-                    "origin": "sampled",
-                    "error_types": ["fabrication"],
-                }
-            )
-        pd.DataFrame(rows).to_parquet(run.path(f"pairs/{split}.parquet"), index=False)
+        frame = make_frame(count, split)[["id", "group_id", "prompt", "reference"]]
+        frame = frame.rename(columns={"reference": "rejected"})
+        # Of unequal length, so that a mean over tokens is not one over pairs.
+        frame["chosen"] = [
+            text.partition(" Allergic")[0] + " Well." * (number % 3)
+            for number, text in enumerate(frame["rejected"])
+        ]
+        frame = frame.assign(origin="sampled", error_types=[["fabrication"]] * count)
+        frame.to_parquet(run.path(f"pairs/{split}.parquet"), index=False)
     run.path("pairs/candidates.jsonl").write_text("")
-    run.record("pairs", recipe, {}, {})
+    finish(run, recipe, "pairs")
+
+
+def finish(run: Run, recipe: Recipe, *stages: str) -> None:
+    """Record stages whose outputs are there."""
+    for stage in stages:
+        run.record(stage, recipe, {}, {})
