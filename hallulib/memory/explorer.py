@@ -10,29 +10,26 @@ from matplotlib.figure import Figure
 
 from hallulib import plots
 from hallulib.memory.budget import COMPARED, predict_large
-from hallulib.memory.counts import SHIPPED
 from hallulib.memory.passes import STRATEGIES
 from hallulib.memory.peak import GIB, MemoryBudget
+from hallulib.memory.skeleton import SHIPPED
 
 PRECISIONS = (("bf16", "none"), ("int8", "int8"), ("NF4", "nf4"))
 # Two models in the precision that is asked for; the other strategies take it from the recipe.
-TWO_MODELS = {"none": "dual_model", "int8": "dual_8bit", "nf4": "dual_4bit"}
-TWO = "two models"
+TWO, TWO_MODELS = "two models", {"none": "dual_model", "int8": "dual_8bit", "nf4": "dual_4bit"}
 ONE_MODEL = {STRATEGIES[n].title: n for n in COMPARED if n not in TWO_MODELS.values()}
 
 
-class Explorer:
-    """Controls beside the figure that they redraw; a button replays what the allocator makes of it.
-
-    Without a browser the controls stand still: show a figure beside them.
-    """
+class Explorer(widgets.HBox):
+    """Controls beside the figure that they redraw; a button replays what is shown in an allocator.
+    Without a browser the controls stand still: show a figure beside them."""
 
     def __init__(self, model: str, tokens: int, card_gb: float) -> None:
         slider, names = widgets.SelectionSlider, [TWO, *ONE_MODEL]
         self.asked: dict[str, widgets.Widget] = {
-            "model": widgets.Dropdown(options=list(SHIPPED), value=model),
+            "model": widgets.Dropdown(options=SHIPPED, value=model),
             "tokens": slider(options=(256, 512, 1024, 2048, 4096), value=tokens),
-            "rows": slider(options=(1, 2, 4, 8), value=1),
+            "rows": slider(options=(1, 2, 4, 8), value=1, description="pairs"),
             "quantization": widgets.ToggleButtons(options=PRECISIONS, value="nf4"),
             "checkpointing": widgets.Checkbox(value=True),
         }
@@ -40,7 +37,7 @@ class Explorer:
         self.strategies = widgets.SelectMultiple(options=names, value=names, rows=len(names))
         controls = self.asked | {"card, GiB": self.card, "strategies": self.strategies}
         for name, control in controls.items():
-            control.description = {"rows": "pairs", "quantization": "base in"}.get(name, name)
+            control.description = control.description or name
             control.layout.width = "22em"
             control.observe(self.draw, names="value")
         self.asked["quantization"].style.button_width = "5.5em"
@@ -49,7 +46,7 @@ class Explorer:
         self.bar, self.answer = widgets.IntProgress(), widgets.HTML()
         left = [*controls.values(), self.button, self.bar, self.answer]
         self.picture = widgets.Image(format="png", layout={"max_width": "1000px", "min_width": "0"})
-        self.box = widgets.HBox([widgets.VBox(left, layout={"flex": "0 0 23em"}), self.picture])
+        super().__init__([widgets.VBox(left, layout={"flex": "0 0 23em"}), self.picture])
         self.draw()
 
     def draw(self, _: Any = None) -> None:
@@ -58,13 +55,12 @@ class Explorer:
         self._predict(replay=False)
 
     def replay(self, _: Any = None) -> None:
-        """Replay what is shown in an allocator, some seconds each, and say what fits."""
-        lines = [
-            f"{budget.title}: {'fits' if budget.fits(self.card.value) else 'does not fit'}, "
-            f"{budget.reserved / GIB:.1f} GiB reserved"
-            for budget in self._predict(replay=True)
-        ]
-        self.answer.value = "<br>".join(lines)
+        """Replay what is shown, some seconds each, and say what fits."""
+        said = {True: "fits", False: "does not fit"}
+        self.answer.value = "<br>".join(
+            f"{b.title}: {said[b.fits(self.card.value)]}, {b.reserved / GIB:.1f} GiB reserved"
+            for b in self._predict(replay=True)
+        )
 
     def _predict(self, replay: bool) -> list[MemoryBudget]:
         """Predict what the controls say, with progress, and show it."""
@@ -83,13 +79,7 @@ class Explorer:
 
 def plot_bars(model: str, budgets: list[MemoryBudget], card_gb: float) -> Figure:
     """Return stacked bars of the predictions against the card's line."""
-    first = budgets[0]
-    pairs = "one pair" if first.rows == 1 else f"{first.rows} pairs"
-    title = f"{model.split('/')[-1]}, {pairs} of {first.tokens} tokens"
+    name, first = model.split("/")[-1], budgets[0]
+    title = f"{name}: pairs of {first.tokens} tokens, {first.rows} at a time"
     bars = {budget.strategy: budget.terms for budget in budgets}
     return plots.plot_memory_strategies(bars, card_gb, title)
-
-
-def make_explorer(model: str, tokens: int, card_gb: float) -> widgets.HBox:
-    """Return the controls and their figure."""
-    return Explorer(model, tokens, card_gb).box

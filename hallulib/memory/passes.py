@@ -1,55 +1,46 @@
-"""One pass of each way to hold a policy and a reference, run on fake tensors or on a real model.
+"""One pass of each way to hold a policy and a reference, on fake tensors or on a real model.
 
-The functions that train are called once, as they are in the middle of training; nothing here knows
-what they allocate. Everything runs alike on a real model and on a fake one.
+The functions that train are called as in the middle of training; nothing here knows what they
+allocate.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, NamedTuple
+from unittest.mock import patch
 
 import torch
 from peft import PeftModel
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 from hallulib.dpo.batching import TokenPair, collate_pairs
 from hallulib.dpo.logprobs import completion_logps, sum_completions
 from hallulib.dpo.prefix_sharing import enable_prefix_sharing
 from hallulib.dpo.train import measure_pairs
-from hallulib.errors import HallulibError
 from hallulib.generation import GenerationBatch, choose_tokens
-from hallulib.memory.skeleton import (
-    as_on_cuda,
-    build_skeleton,
-    make_fake_mode,
-    quiet,
-    swap_for_fake,
-)
+from hallulib.memory.skeleton import as_on_cuda, build_skeleton, swap_for_fake
 from hallulib.memory.tracker import StorageTracker, Trace, follow_model
 from hallulib.models import attach_adapter, fold_adapter, load_base_model
 from hallulib.recipe import Recipe
-from hallulib.scoring import pad_rows, score_completions, unwrap_model
+from hallulib.scoring import pad_rows, score_completions
 from hallulib.sft import measure_tokens
 from hallulib.training import make_optimizer
 
+INT8_LOG = logging.getLogger("bitsandbytes.autograd._functions")  # a warning a layer and step
 
-@dataclass(frozen=True)
-class Strategy:
-    """What a pass runs and keeps in memory.
 
-    `runs`: an SFT step, a DPO step, a reference pass, or sampling. `reference`: where a DPO step
-    has its reference from: a second model on the card ("model") or in host memory ("host"), a
-    second adapter on the same model ("adapter"), or log-probabilities stored before ("cache").
-    `quantization` None takes the recipe's.
-    """
+class Strategy(NamedTuple):
+    """What a pass runs and keeps. `runs` is the recipe's section for it; `reference`: a second model
+    on the card or in host memory, a second adapter on the same model, or log-probabilities stored
+    before; `quantization` None takes the recipe's."""
 
-    name: str
     title: str
-    runs: Literal["sft", "dpo", "reference", "generation"]
+    runs: Literal["sft", "dpo", "reference", "pairs"]
     reference: Literal["model", "host", "adapter", "cache"] = "cache"
     quantization: Literal["none", "nf4", "int8"] | None = None
 
@@ -58,41 +49,21 @@ class Strategy:
         """Whether there is a backward pass."""
         return self.runs in ("sft", "dpo")
 
-    @property
-    def passes(self) -> int:
-        """Forward passes that a step costs, with checkpointing: forward, recomputation, backward
-        (two thirds of one without weights to train, counted as one), and a reference if it is run.
-        """
-        if not self.trains:
-            return 1
-        return 3 + (self.runs == "dpo" and self.reference != "cache")
+
+STRATEGIES: dict[str, Strategy] = {
+    "sft": Strategy("SFT", "sft"),
+    "dual_model": Strategy("two models, unquantised", "dpo", "model", "none"),
+    "dual_8bit": Strategy("two models, int8", "dpo", "model", "int8"),
+    "dual_4bit": Strategy("two models, NF4", "dpo", "model", "nf4"),
+    "reference_on_cpu": Strategy("reference model in host memory", "dpo", "host"),
+    "adapter_copy": Strategy("one model, adapter copied", "dpo", "adapter"),
+    "cached_reference_pass1": Strategy("cached reference, pass 1: reference", "reference"),
+    "cached_reference_pass2": Strategy("cached reference, pass 2: training", "dpo"),
+    "generation": Strategy("sampling summaries", "pairs"),
+}
 
 
-_ALL = (
-    Strategy("sft", "SFT", "sft"),
-    Strategy("dual_model", "two models, unquantised", "dpo", "model", "none"),
-    Strategy("dual_8bit", "two models, int8", "dpo", "model", "int8"),
-    Strategy("dual_4bit", "two models, NF4", "dpo", "model", "nf4"),
-    Strategy("reference_on_cpu", "reference model in host memory", "dpo", "host"),
-    Strategy("adapter_copy", "one model, adapter copied", "dpo", "adapter"),
-    Strategy("cached_reference_pass1", "cached reference, pass 1: reference", "reference"),
-    Strategy("cached_reference_pass2", "cached reference, pass 2: training", "dpo"),
-    Strategy("generation", "sampling summaries", "generation"),
-)
-STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in _ALL}
-
-
-def find_strategy(name: str) -> Strategy:
-    """Return the strategy of that name. Raises HallulibError when there is none."""
-    if name not in STRATEGIES:
-        raise HallulibError(
-            f"There is no strategy '{name}'.", f"Use one of {', '.join(STRATEGIES)}."
-        )
-    return STRATEGIES[name]
-
-
-@dataclass(frozen=True)
-class StepShape:
+class StepShape(NamedTuple):
     """`rows` (SFT, sampling) or pairs (DPO) of a micro-batch, each of `tokens` with `completion` of
     them scored. `shared`: prompts run once per pair."""
 
@@ -102,38 +73,42 @@ class StepShape:
     shared: bool = False
 
 
-def trace_strategy(
-    config: PretrainedConfig, recipe: Recipe, plan: Strategy, shape: StepShape, on_cuda: bool
+def runs_on_cuda(recipe: Recipe) -> bool:
+    """Whether the recipe asks for a GPU, or leaves the choice and one is here."""
+    device = recipe.model.device
+    return device == "cuda" or device == "auto" and torch.cuda.is_available()
+
+
+def trace_pass(
+    recipe: Recipe, plan: Strategy, shape: StepShape, config: PretrainedConfig | None = None
 ) -> Trace:
-    """Trace one pass of `plan` in the middle of training, on fake tensors, with the recipe's
-    quantisation; `on_cuda` as a GPU's kernels would.
-
-    Raises whatever the model's own code raises where it cannot run on fake tensors.
-    """
-    skeletons = [build_skeleton(config, recipe, 2 if plan.reference == "adapter" else 1)]
-    if plan.reference == "model":
-        skeletons.append(build_skeleton(config, recipe))
-    mode, vocabulary = make_fake_mode(), config.get_text_config().vocab_size
-    with quiet(), StorageTracker(vocabulary, on_cuda) as tracker:
-        for skeleton in skeletons:
-            swap_for_fake(skeleton, mode, tracker)
-            follow_model(tracker, skeleton)
-        with as_on_cuda() if on_cuda else nullcontext():
-            _run_pass(tracker, plan, skeletons, recipe, shape)
-    return tracker.trace
-
-
-def trace_real(recipe: Recipe, plan: Strategy, shape: StepShape) -> Trace:
-    """Run one pass of `plan` on the recipe's real model and follow it with the same tracker."""
-    count = 2 if plan.reference == "model" else 1
-    models = [attach_adapter(load_base_model(recipe), recipe) for _ in range(count)]
+    """Trace one pass of `plan` in the middle of training: of a model of this shape on fake tensors,
+    as the kernels of the recipe's device would run it, or without `config` of the real model.
+    Raises whatever the model's own code raises on tensors without values."""
+    models = [
+        build_skeleton(config, recipe)
+        if config
+        else attach_adapter(load_base_model(recipe), recipe)
+        for _ in range(2 if plan.reference == "model" else 1)
+    ]
+    for model in models[1:]:
+        model.eval().requires_grad_(False)
     if plan.reference == "adapter":
         models[0].add_adapter("reference", models[0].peft_config["default"])
         models[0].set_adapter("default")
-    with StorageTracker(models[0].config.get_text_config().vocab_size) as tracker:
+    models[0].train(plan.trains)
+    on_cuda = bool(config) and runs_on_cuda(recipe)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # masks and positions keep their values
+    tracker = StorageTracker(models[0].config.get_text_config().vocab_size, on_cuda)
+    with patch.object(INT8_LOG, "disabled", True), tracker:
         for model in models:
+            if shape.shared:
+                enable_prefix_sharing(model.get_base_model())
+            if config:
+                swap_for_fake(model, mode, tracker)
             follow_model(tracker, model)
-        _run_pass(tracker, plan, models, recipe, shape)
+        with as_on_cuda() if on_cuda else nullcontext():
+            _run_pass(tracker, plan, models, recipe, shape)
     return tracker.trace
 
 
@@ -141,24 +116,22 @@ def _run_pass(
     tracker: StorageTracker, plan: Strategy, models: list[PeftModel], recipe: Recipe,
     shape: StepShape,
 ) -> None:  # fmt: skip
-    """Run one pass on `models`, the policy and a reference model if there is one, as tracked."""
     policy = models[0]
-    for model in models:
-        model.train(plan.trains and model is policy)
-        if model is not policy:
-            model.requires_grad_(False)
-        if shape.shared:
-            enable_prefix_sharing(unwrap_model(model))
-    batch = make_rows(shape) if plan.runs == "sft" else make_pairs(shape)
+    prompt, completion = [1] * (shape.tokens - shape.completion), [2] * shape.completion
+    if plan.runs == "sft":
+        batch = pad_rows([(prompt, completion)] * shape.rows, 0)
+    else:
+        pairs = [TokenPair(prompt, completion, completion)] * shape.rows
+        batch = collate_pairs(pairs, 0, shape.shared)
     if not plan.trains:
         tracker.start_phase("forward")
-        if plan.runs == "generation":
+        if plan.runs == "pairs":
             return _sample_last_token(policy, recipe, shape)
         return _run_reference(policy, batch)
 
     def loss() -> torch.Tensor:
         if plan.runs == "sft":
-            return sft_loss(policy, batch)
+            return measure_tokens(*score_completions(policy, *batch))[0]
         if plan.reference in ("model", "adapter"):
             tracker.start_phase("reference")
             policy.set_adapter("reference" if plan.reference == "adapter" else "default")
@@ -168,29 +141,9 @@ def _run_pass(
         logps = completion_logps(policy, batch)
         return measure_pairs(logps, batch, recipe.dpo, True, recipe.dpo.sft_weight)[0]
 
-    section = recipe.sft if plan.runs == "sft" else recipe.dpo
+    section = getattr(recipe, plan.runs)
     optimizer = make_optimizer(policy.parameters(), section.learning_rate, section.weight_decay)
     train_once(tracker, policy, optimizer, loss, section.gradient_accumulation > 1)
-
-
-def make_rows(shape: StepShape) -> dict[str, torch.Tensor]:
-    """Return an SFT batch: input_ids and completion_mask (rows, tokens)."""
-    row = ([1] * (shape.tokens - shape.completion), [2] * shape.completion)
-    input_ids, mask = pad_rows([row] * shape.rows, 0)
-    return {"input_ids": input_ids, "completion_mask": mask}
-
-
-def make_pairs(shape: StepShape) -> dict[str, torch.Tensor]:
-    """Return a DPO batch of pairs with completions of equal length, and their stored reference."""
-    prompt, completion = [1] * (shape.tokens - shape.completion), [2] * shape.completion
-    pairs = [TokenPair(prompt, completion, completion)] * shape.rows
-    return collate_pairs(pairs, 0, shape.shared)
-
-
-def sft_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the SFT loss, a scalar, as `hallulib.sft` computes it."""
-    scores = score_completions(model, batch["input_ids"], batch["completion_mask"])
-    return measure_tokens(*scores)[0]
 
 
 @torch.no_grad()
@@ -201,10 +154,8 @@ def _run_reference(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> No
 
 @torch.no_grad()
 def _sample_last_token(model: PeftModel, recipe: Recipe, shape: StepShape) -> None:
-    """Read prompts and take the last step of sampling, when the cache of keys and values is full.
-
-    `shape.rows` summaries at a time, `shape.completion` new tokens each.
-    """
+    """Read prompts and take the last step of sampling, when the cache of keys and values is full:
+    `shape.rows` summaries at a time, `shape.completion` new tokens each."""
     samples = min(recipe.pairs.samples_per_note, shape.rows)
     prompts = [[1] * (shape.tokens - shape.completion)] * max(1, shape.rows // samples)
     names = SimpleNamespace(eos_token_id=1, pad_token_id=0)
@@ -235,8 +186,7 @@ def train_once(
             if parameter.grad is not None:
                 tracker.follow(parameter.grad, "gradients")
             for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, torch.Tensor):
-                    tracker.follow(value, "optimiser_states")
+                tracker.follow(value, "optimiser_states")
 
     tracker.start_phase("first update")
     for parameter in trained:

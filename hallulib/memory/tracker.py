@@ -18,16 +18,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-aten = torch.ops.aten
-
 
 @dataclass
 class Trace:
     """What was allocated and freed, in order.
 
     `sizes` and `labels` describe storage i: bytes, and what it holds ("" = not said). `events` are
-    i + 1 for an allocation, -(i + 1) for a release. `marks` are (number of events before it, name)
-    of every phase.
+    i + 1 for an allocation, -(i + 1) for a release. `marks` are (first event, name) of each phase.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -40,26 +37,18 @@ class Trace:
         sizes = (self.sizes[abs(e) - 1] * (1 if e > 0 else -1) for e in self.events)
         return list(accumulate(sizes))
 
-    def find_peak(self) -> tuple[int, int]:
-        """Return (bytes, number of events up to it) of the largest sum alive."""
-        live = self.list_live()
-        at = max(range(len(live)), key=live.__getitem__)
-        return live[at], at + 1
+    def find_peak(self) -> int:
+        """Return the largest sum of bytes alive."""
+        return max(self.list_live())
 
-    def list_alive(self, at: int) -> list[int]:
+    def list_alive(self, at: int) -> set[int]:
         """Return the storages alive after the first `at` events."""
-        alive = {}
-        for event in self.events[:at]:
-            if event > 0:
-                alive[event - 1] = True
-            else:
-                del alive[-event - 1]
-        return list(alive)
+        return self.list_born(0, at) - {-event - 1 for event in self.events[:at] if event < 0}
 
-    def list_phases(self) -> list[tuple[str, int, int]]:
-        """Return (name, first event, end) of every phase."""
+    def list_phases(self) -> dict[str, tuple[int, int]]:
+        """Return the first event and the end of every phase, by name; the last of a name counts."""
         starts = [start for start, _ in self.marks] + [len(self.events)]
-        return [(name, starts[i], starts[i + 1]) for i, (_, name) in enumerate(self.marks)]
+        return {name: (starts[i], starts[i + 1]) for i, (_, name) in enumerate(self.marks)}
 
     def list_born(self, start: int, end: int | None = None) -> set[int]:
         """Return the storages that were allocated from event `start` on."""
@@ -69,32 +58,26 @@ class Trace:
 class StorageTracker(TorchDispatchMode):
     """Within the block every storage that an operator makes is followed until it is gone.
 
-    `vocabulary` names the last dimension by which logits are known. `on_cuda` adds what kernels of
-    CUDA do differently from the CPU's whose operators are traced (:data:`CUDA_SCRATCH`). Python's
-    collector of cycles stands still meanwhile, so that a trace is the same each time.
+    `vocabulary` is the last dimension by which logits are known, `on_cuda` counts what a GPU's
+    kernels take inside. Python's collector of cycles stands still, so that traces are alike.
     """
 
     def __init__(self, vocabulary: int = 0, on_cuda: bool = False) -> None:
         super().__init__()
         self.trace = Trace()
-        self.vocabulary, self.on_cuda = vocabulary, on_cuda
+        self.vocabulary = vocabulary
+        self._scratch = SCRATCH | (CUDA_SCRATCH if on_cuda else {})
         self._live: dict[int, tuple[int, weakref.ref]] = {}
         self.start_phase("load")
 
     def __enter__(self) -> StorageTracker:
-        self._collects = gc.isenabled()
         gc.disable()
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
-        if self._collects:
-            gc.enable()
+        gc.enable()
         super().__exit__(*raised)
         self._live.clear()  # what is freed from here on is the end of the program
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard against it costs a tenth of the time
 
     def start_phase(self, name: str) -> None:
         """What is allocated from here on belongs to phase `name`."""
@@ -108,10 +91,12 @@ class StorageTracker(TorchDispatchMode):
             if label:
                 self.trace.labels[self._live[key][0]] = label
             return
-        number = self._allocate(storage.nbytes(), label or self._guess_label(tensor))
+        if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
+            label = label or "logits"
+        number = self._allocate(storage.nbytes(), label)
         self._live[key] = (number, weakref.ref(storage, lambda _: self._release(key, number)))
 
-    def _allocate(self, size: int, label: str) -> int:
+    def _allocate(self, size: int, label: str = "") -> int:
         trace, number = self.trace, len(self.trace.sizes)
         trace.sizes.append(size)
         trace.labels.append(label)
@@ -122,69 +107,43 @@ class StorageTracker(TorchDispatchMode):
         if self._live.pop(key, None):
             self.trace.events.append(-number - 1)
 
-    def _guess_label(self, tensor: torch.Tensor) -> str:
-        wide = tensor.dim() > 1 and self.vocabulary and tensor.shape[-1] == self.vocabulary
-        return "logits" if wide else ""
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+        is_fake = args and isinstance(args[0], FakeTensor)
+        if is_fake and func is torch.ops.prim.device.default:
             return args[0].fake_device  # most calls are this question
         name = func._schema.name
-        stand_in = STAND_INS.get(name)
-        if stand_in is not None:
-            args = stand_in(args)
-            if not isinstance(args, tuple):
-                return args  # a number: the answer itself
-        out = func(*args, **kwargs)
+        if is_fake:  # what depends on values gets one here
+            if name == "aten::_local_scalar_dense":  # no sample has ended, no norm is infinite
+                return torch.zeros((), dtype=args[0].dtype).item()
+            if name == "aten::index":
+                args = (args[0], _count_masks(args[1]), *args[2:])
+        out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, torch.Tensor):
                 self.follow(tensor)
-        scratch = SCRATCH.get(name) or (CUDA_SCRATCH.get(name) if self.on_cuda else None)
-        size = scratch(*args) if scratch is not None else 0
-        if size:  # allocated within the operator, and given back before it returns
-            self.trace.events.append(-self._allocate(size, "") - 1)
+        if name in self._scratch:  # allocated within the operator, given back before it returns
+            number = self._allocate(self._scratch[name](*args))
+            self.trace.events.append(-number - 1)
         return out
 
 
-# Fake tensors have no values, so what depends on a value gets one here. -----------------------
+def _count_masks(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Turn real masks into the positions where they are true, whose number is known."""
+    found: list[torch.Tensor | None] = []
+    for index in indices:
+        real = index is not None and not isinstance(index, FakeTensor)
+        found += index.nonzero().unbind(1) if real and index.dtype == torch.bool else [index]
+    return found
 
 
-def _select_by_mask(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """x[mask]: the mask is real, x may be fake; give it the positions, whose number is known."""
-    if not isinstance(args[0], FakeTensor):
-        return args
-    indices: list[torch.Tensor | None] = []
-    for index in args[1]:
-        if index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor):
-            indices += index.nonzero().unbind(1)
-        else:
-            indices.append(index)
-    return (args[0], indices, *args[2:])
+# Bytes that operators take and give back inside, where neither fake nor real tracing looks.
 
 
-def _read_value(args: tuple[Any, ...]) -> Any:
-    """tensor.item(): of a fake one, nothing: no sample has ended yet, no norm is infinite."""
-    if not isinstance(args[0], FakeTensor):
-        return args
-    return torch.zeros((), dtype=args[0].dtype).item()
-
-
-STAND_INS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    "aten::index": _select_by_mask,
-    "aten::_local_scalar_dense": _read_value,
-}
-
-
-# Bytes that operators take and give back inside, where neither fake nor real tracing looks. ----
-
-
-def _gemm_4bit(a, b, shape, absmax, blocksize, quant_type, bias=None, *constants) -> int:
+def _gemm_4bit(a, b, shape, absmax, blocksize, *others) -> int:
     """bitsandbytes' default kernel unpacks the whole weight (and first its scales)."""
-    scales = 8 * -(-shape[0] * shape[1] // blocksize)
-    return shape[0] * shape[1] * a.element_size() + scales
+    return shape[0] * shape[1] * a.element_size() + 8 * -(-shape[0] * shape[1] // blocksize)
 
 
 def _int8_scaled_mm(a, b, *others) -> int:
@@ -192,7 +151,7 @@ def _int8_scaled_mm(a, b, *others) -> int:
     return 6 * (a.numel() // a.shape[-1]) * b.shape[0]
 
 
-def _softmax_backward(grad, output, dim, input_dtype) -> int:
+def _softmax_backward(grad, *others) -> int:
     """CUDA computes grad * output first."""
     return grad.numel() * grad.element_size()
 
@@ -204,25 +163,21 @@ CUDA_SCRATCH: dict[str, Callable[..., int]] = {
 }
 
 
-def follow_model(tracker: StorageTracker, model: torch.nn.Module, label: str = "") -> None:
-    """Follow the weights, with the constants of quantised ones."""
+def follow_model(tracker: StorageTracker, model: torch.nn.Module) -> None:
+    """Follow the weights, with the constants that bitsandbytes keeps beside quantised ones."""
+    constants: list[torch.Tensor | None] = []
     for name, parameter in model.named_parameters():
-        tracker.follow(parameter, label or ("lora_weights" if "lora_" in name else "base_weights"))
-        for constant in list_quantisation_constants(parameter):
-            tracker.follow(constant, "quantisation_constants")
+        tracker.follow(parameter, "lora_weights" if "lora_" in name else "base_weights")
+        packing = getattr(parameter, "quant_state", None)  # NF4: scales, and scales of these
+        for state in (packing, getattr(packing, "state2", None)):
+            constants += [getattr(state, part, None) for part in ("absmax", "code", "offset")]
+        constants.append(getattr(parameter, "SCB", None))  # int8
     for module in model.modules():
-        scales = getattr(getattr(module, "state", None), "SCB", None)  # int8, after its first use
-        if scales is not None:
-            tracker.follow(scales, "quantisation_constants")
+        constants.append(
+            getattr(getattr(module, "state", None), "SCB", None)
+        )  # after its first use
     for buffer in model.buffers():
-        tracker.follow(buffer, label or "base_weights")
-
-
-def list_quantisation_constants(parameter: torch.nn.Parameter) -> list[torch.Tensor]:
-    """Return the tensors that bitsandbytes keeps beside a packed weight."""
-    state = getattr(parameter, "quant_state", None)
-    found = [getattr(parameter, "SCB", None)]
-    if state is not None:
-        found += [state.absmax, state.code, state.offset]
-        found += [state.state2.absmax, state.state2.code] if state.nested else []
-    return [tensor for tensor in found if tensor is not None]
+        tracker.follow(buffer, "base_weights")
+    for constant in constants:
+        if constant is not None:
+            tracker.follow(constant, "quantisation_constants")

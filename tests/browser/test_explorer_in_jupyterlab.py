@@ -10,7 +10,7 @@ from conftest import open_notebook
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 CELL = """from hallulib import memory
-memory.make_explorer("Qwen/Qwen2.5-0.5B-Instruct", 256, 12)"""
+memory.Explorer("Qwen/Qwen2.5-0.5B-Instruct", 256, 12)"""
 PICTURE = ".jp-OutputArea-output img.widget-image"
 BUTTON = ".jp-OutputArea-output button.jupyter-button:has-text('Does it fit')"
 STRATEGIES = ".widget-select-multiple select"

@@ -3,78 +3,74 @@
 import json
 
 import huggingface_hub
+import pandas as pd
 import pytest
 from peft import LoraConfig, get_peft_model
+from tiny_memory import make_config, recipe_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hallulib.errors import HallulibError, MissingArtifact
 from hallulib.memory import (
     LARGE,
     STRATEGIES,
+    Explorer,
     count_parameters,
-    load_budget_result,
     load_model_config,
     peak,
     predict_budget,
     predict_large,
     predict_peak,
 )
-from hallulib.memory.explorer import TWO, Explorer
+from hallulib.memory.budget import load_budget
+from hallulib.memory.explorer import TWO
 from hallulib.memory.peak import GIB, TERMS
+from hallulib.memory.skeleton import SHIPPED
 from hallulib.recipe import load_recipe
 from hallulib.run import Run
 
 pytestmark = pytest.mark.unit
 
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
+QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
 QV = ["q_proj", "v_proj"]
 QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def count(config, r, targets):
-    return count_parameters(
-        config, load_recipe("tiny-cpu", {"lora": {"r": r, "target_modules": targets}})
-    )
+    lora = {"lora": {"r": r, "target_modules": targets}}
+    return count_parameters(config, load_recipe("tiny-cpu", lora))
 
 
 def test_the_first_published_count_is_a_llama_3_8b_with_rank_16_on_q_and_v():
-    counts = count(load_model_config("llama-3-8b"), 16, QV)
-    assert (counts.total, counts.lora) == (8_037_076_992, 6_815_744)
+    counts = count(load_model_config(LARGE), 16, QV)
+    assert (counts["total"], counts["lora"]) == (8_037_076_992, 6_815_744)
 
 
 def test_the_published_4_bit_count_is_the_same_shape_counted_through_packed_storage():
-    counts = count(load_model_config("llama-3-8b"), 16, QKVO)
-    assert (counts.packed_total, counts.lora) == (4_554_231_808, 13_631_488)
-    assert f"{counts.lora / counts.packed_total:.2%}" == "0.30%"  # as the reports print it
-    assert f"{counts.lora / counts.total:.2%}" == "0.17%"
+    counts = count(load_model_config(LARGE), 16, QKVO)
+    assert (counts["packed_total"], counts["lora"]) == (4_554_231_808, 13_631_488)
+    assert f"{counts['lora'] / counts['packed_total']:.2%}" == "0.30%"  # as the reports print it
+    assert f"{counts['lora'] / counts['total']:.2%}" == "0.17%"
 
 
 def test_mistral_7b_gives_other_totals_so_the_reports_did_not_train_one():
-    config = load_model_config("mistral-7b")
-    assert count(config, 16, QV).total == 7_254_839_296
+    config = load_model_config(MISTRAL)
+    assert count(config, 16, QV)["total"] == 7_254_839_296
     config.vocab_size = 32_000  # v0.1
-    assert count(config, 16, QV).total == 7_248_547_840
-    assert count(config, 16, QKVO).packed_total == 3_765_702_656
+    assert count(config, 16, QV)["total"] == 7_248_547_840
+    assert count(config, 16, QKVO)["packed_total"] == 3_765_702_656
 
 
 def test_tied_embeddings_are_counted_once():
-    counts = count(load_model_config("qwen2.5-0.5b"), 8, "all-linear")
-    assert counts.base == 494_032_768
+    assert count(load_model_config(QWEN), 8, "all-linear")["base"] == 494_032_768
 
 
 @pytest.mark.parametrize("targets", ["all-linear", QV, ["mlp.up_proj"], r".*layers\.0\..*_proj"])
 def test_the_adapter_has_the_size_that_peft_gives_it(targets):
-    config = tiny_config()
     lora = LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
-    counts = count(config, 3, targets)
-    assert (counts.lora, counts.total) == model.get_nb_trainable_parameters()
-
-
-def tiny_config(**sizes):
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    return AutoConfig.for_model(
-        "llama", vocab_size=99, num_attention_heads=4, num_key_value_heads=2, **small | sizes
-    )
+    model = get_peft_model(AutoModelForCausalLM.from_config(make_config()), lora)
+    counts = count(make_config(), 3, targets)
+    assert (counts["lora"], counts["total"]) == model.get_nb_trainable_parameters()
 
 
 def test_nf4_weights_and_constants_have_the_published_size():
@@ -84,8 +80,7 @@ def test_nf4_weights_and_constants_have_the_published_size():
 
 
 def test_two_4_bit_mistrals_fit_12_gib_and_two_4_bit_llamas_do_not():
-    mistral = "mistralai/Mistral-7B-Instruct-v0.3"
-    assert predict_large(mistral, "dual_4bit", 512, replay=True).fits(12)
+    assert predict_large(MISTRAL, "dual_4bit", 512, replay=True).fits(12)
     assert not predict_large(LARGE, "dual_4bit", 512).fits(12)  # what lives is too much already
 
 
@@ -98,7 +93,7 @@ def test_the_peak_is_the_sum_of_its_terms():
     assert budget.fits(10) and not budget.fits(7)
     live = predict_large(LARGE, "cached_reference_pass2", 512)
     assert live.terms == budget.terms | {"allocator_slack": 0}
-    with pytest.raises(HallulibError, match="known from a replay only"):
+    with pytest.raises(HallulibError, match="Only a replay"):
         live.fits(10)
 
 
@@ -110,31 +105,26 @@ def test_what_caching_and_copies_and_checkpointing_do_to_an_8b():
     assert live("dual_model").total > 30 * GIB and not live("dual_model").fits(24)
     assert live("adapter_copy").total < 1.05 * cached.total
     assert live("cached_reference_pass2", checkpointing=False).total > 1.5 * cached.total
-    assert live("reference_on_cpu").host > 5 * GIB
     assert live("reference_on_cpu").terms == cached.terms
 
 
 def deep_config(kind="llama", **changes):
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 10, "head_dim": 16,
-             "vocab_size": 300, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "pad_token_id": 0}  # fmt: skip
-    return AutoConfig.for_model(kind, **sizes | changes)
+    return make_config(kind, **{"num_hidden_layers": 10} | changes)
 
 
 def assert_shallow_models_tell(monkeypatch, config, plan, layers, **model):
     """The live bytes of the whole model, from models of so many `layers`."""
-    trace, seen = peak.trace_strategy, []
+    trace, seen = peak.trace_pass, []
 
-    def note_depth(config, *others):
+    def note_depth(recipe, plan, shape, config):
         seen.append(config.num_hidden_layers)
-        return trace(config, *others)
+        return trace(recipe, plan, shape, config)
 
-    monkeypatch.setattr(peak, "trace_strategy", note_depth)
-    recipe = load_recipe("tiny-cpu", {"model": {"dtype": "bfloat16"} | model})
-    asked = {"tokens": 96, "rows": 4}
-    live = predict_peak(config, recipe, plan, **asked, replay=False)
+    monkeypatch.setattr(peak, "trace_pass", note_depth)
+    recipe = recipe_of(config, {"model": {"dtype": "bfloat16"} | model})
+    live = predict_peak(recipe, plan, tokens=96, rows=4, replay=False)
     assert seen == layers
-    whole = predict_peak(config, recipe, plan, **asked)
+    whole = predict_peak(recipe, plan, tokens=96, rows=4)
     assert live.terms == whole.terms | {"allocator_slack": 0}
 
 
@@ -164,58 +154,54 @@ def test_a_model_whose_layers_differ_is_traced_whole(monkeypatch):
 def test_where_the_gradients_of_many_layers_outgrow_what_a_few_need_it_is_seen():
     """Short rows and a high rank: of few layers the logits are the peak, of 24 the end of the
     backward pass, when all gradients are there."""
-    recipe = load_recipe("tiny-cpu", {"lora.r": 64, "model.gradient_checkpointing": True})
-    phases = {}
+    settings, phases = {"lora.r": 64, "model.gradient_checkpointing": True}, {}
     for layers in (5, 24):
         config = deep_config(num_hidden_layers=layers, vocab_size=20_000)
-        live = predict_peak(config, recipe, "sft", tokens=24, rows=1, replay=False)
-        whole = predict_peak(config, recipe, "sft", tokens=24, rows=1)
+        recipe = recipe_of(config, settings)
+        live = predict_peak(recipe, "sft", tokens=24, rows=1, replay=False)
+        whole = predict_peak(recipe, "sft", tokens=24, rows=1)
         assert live.terms == whole.terms | {"allocator_slack": 0}
         phases[layers] = live.phase
     assert phases == {5: "backward", 24: "backward, first layer"}
 
 
 def test_three_layers_off_the_line_are_not_believed():
-    peaks = [{"forward": {"logits": size}} for size in (10, 20, 30)]
-    assert peak.extend_peaks(peaks, 10) == {"forward": {"logits": 90}}
-    peaks[2] = {"forward": {"logits": 31}}
-    assert peak.extend_peaks(peaks, 10) is None
+    peaks = [pd.DataFrame({"forward": {"logits": size}}) for size in (10, 20, 30)]
+    assert peak.extend_peaks(peaks, 10).to_dict() == {"forward": {"logits": 90}}
+    assert peak.extend_peaks([*peaks[:2], peaks[2] + 1], 10) is None
+    other = [frame.rename(columns={"forward": "backward"}) for frame in peaks]
+    assert peak.extend_peaks([peaks[0], other[1], peaks[2]], 10) is None
 
 
 def test_the_same_question_is_answered_once(monkeypatch):
-    config, recipe = tiny_config(), load_recipe("tiny-cpu")
-    first = predict_peak(config, recipe, "sft", rows=3)
-    monkeypatch.setattr(peak, "trace_strategy", None)
-    assert predict_peak(config, recipe, "sft", rows=3) == first
+    recipe = recipe_of(make_config())
+    first = predict_peak(recipe, "sft", rows=3)
+    monkeypatch.setattr(peak, "trace_pass", None)
+    assert predict_peak(recipe, "sft", rows=3) == first
     first.terms["base_weights"] = 0  # of this answer, not of the next
-    assert predict_peak(config, recipe, "sft", rows=3).terms["base_weights"] > 0
+    assert predict_peak(recipe, "sft", rows=3).terms["base_weights"] > 0
 
 
 def test_a_model_that_does_not_run_fake_is_refused_in_plain_words(monkeypatch):
     def fail(*arguments):
         raise RuntimeError("data-dependent branch")
 
-    monkeypatch.setattr(peak, "trace_strategy", fail)
+    monkeypatch.setattr(peak, "trace_pass", fail)
     with pytest.raises(HallulibError, match="cannot be traced: .*RuntimeError: data-dependent"):
-        predict_peak(tiny_config(), load_recipe("tiny-cpu"), "sft", rows=5)
+        predict_peak(recipe_of(make_config()), "sft", rows=5)
 
 
 def test_bad_input_is_named():
-    config, recipe = load_model_config("llama-3-8b"), load_recipe("tiny-cpu")
-    with pytest.raises(HallulibError, match="no strategy 'dual'"):
-        predict_peak(config, recipe, "dual")
     with pytest.raises(HallulibError, match="9000 tokens are more than the 8192 positions"):
-        predict_peak(config, recipe, "sft", tokens=9000)
-    with pytest.raises(HallulibError, match="is that of an encoder"):
-        predict_peak(AutoConfig.for_model("t5"), recipe, "sft")
+        predict_large(LARGE, "sft", 9000)
     with pytest.raises(HallulibError, match="makes no decoder"):
-        predict_peak(AutoConfig.for_model("vit"), recipe, "sft")
+        predict_peak(recipe_of(AutoConfig.for_model("vit")), "sft")
     with pytest.raises(HallulibError, match="no_such_layer"):
-        count(config, 8, ["no_such_layer"])
+        count(load_model_config(LARGE), 8, ["no_such_layer"])
 
 
 def test_the_explorer_computes_what_the_controls_say_and_replays_when_asked():
-    view = Explorer("Qwen/Qwen2.5-0.5B-Instruct", 512, card_gb=12)
+    view = Explorer(QWEN, 512, card_gb=12)
     view.strategies.value = [TWO, "cached reference, pass 2: training"]
     pictures = [bytes(view.picture.value)]
     for name, value in {"tokens": 256, "rows": 2, "quantization": "none"}.items():
@@ -234,19 +220,12 @@ def test_an_unknown_model_is_named_without_touching_the_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HallulibError, match="No configuration of 'nobody/nothing'"):
         load_model_config("nobody/nothing")
+    assert {LARGE, MISTRAL, QWEN} < set(SHIPPED)  # needs none
 
 
 def make_run(tmp_path, audit):
     """A run whose data stage is recorded, for a model given as a folder with a config alone."""
-    values = json.loads(load_model_config("qwen2.5-0.5b").to_json_string())
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300}  # fmt: skip
-    folder = tmp_path / "model"
-    folder.mkdir()
-    drop = {"head_dim", "layer_types"}
-    kept = {k: v for k, v in values.items() if k not in drop} | small
-    (folder / "config.json").write_text(json.dumps(kept))
-    recipe = load_recipe("tiny-cpu", {"model.name_or_path": str(folder)})
+    recipe = recipe_of(make_config(), device="cpu")
     run = Run.open(tmp_path / "run", recipe)
     run.path("data").mkdir()
     for name in ("train", "validation", "test"):
@@ -262,20 +241,19 @@ AUDIT = {"splits": {"train": {"total_tokens": {"max": 333}, "reference_tokens": 
 def test_the_stage_writes_predictions_for_the_longest_row_and_for_the_large_models(tmp_path):
     recipe, run = make_run(tmp_path, AUDIT)
     result = predict_budget(recipe, run)
-    assert {b.strategy for b in result.own} == set(STRATEGIES)
-    by_name = {b.strategy: b for b in result.own}
-    assert by_name["dual_4bit"].tokens == 333
-    assert result.lengths["completion"] == 80
-    assert by_name["dual_4bit"].terms["cuda_context"] == 0  # the recipe runs on the CPU
-    assert load_budget_result(run) == result
-    large = {b.strategy: b for b in result.large}
+    own, large = ({b.strategy: b for b in result[name]} for name in ("own", "large"))
+    assert own.keys() == STRATEGIES.keys()
+    assert own["dual_4bit"].tokens == 333
+    assert own["sft"] == predict_peak(recipe, "sft", tokens=333, completion=80)
+    assert own["sft"].terms["cuda_context"] == 0  # the recipe runs on the CPU
+    assert load_budget(run) == result
     assert not large["dual_model"].fits(24) and large["dual_model"].total > 30 * GIB
 
 
-def test_without_token_counts_the_recipes_max_length_is_used_and_said(tmp_path):
+def test_without_token_counts_the_recipes_max_length_is_used(tmp_path):
     recipe, run = make_run(tmp_path, {})
-    result = predict_budget(recipe, run)
-    assert result.lengths == {"sequence": 512, "completion": 256, "source": "model.max_length"}
+    sft = predict_peak(recipe, "sft", tokens=512, completion=256)
+    assert sft in predict_budget(recipe, run)["own"]
 
 
 def test_the_budget_of_a_run_without_data_is_refused(tmp_path):

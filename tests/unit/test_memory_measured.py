@@ -58,8 +58,7 @@ def test_a_stage_that_cannot_fit_is_refused_and_force_starts_it(tmp_path, monkey
     run = start_run(tmp_path / "run", recipe)
     fitting = check_fits(recipe, run, "sft")
     assert fitting.strategy == "sft" and fitting.terms["cuda_context"] == 0
-    assert check_fits(recipe, run, "evaluation") is None
-    monkeypatch.setattr(budget, "read_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(budget, "read_free_bytes", lambda recipe: 1000)
     with pytest.raises(HallulibError, match="sft would need .* GiB are free") as refusal:
         check_fits(recipe, run, "sft")
     assert "sft.batch_size" in str(refusal.value) or "checkpointing" in str(refusal.value)
@@ -69,7 +68,8 @@ def test_a_stage_that_cannot_fit_is_refused_and_force_starts_it(tmp_path, monkey
 def test_a_stage_that_cannot_be_predicted_starts_only_by_force(tmp_path, monkeypatch):
     recipe = make_recipe()
     run = start_run(tmp_path / "run", recipe)
-    monkeypatch.setattr(budget, "read_lengths", lambda *_: {"sequence": 999, "completion": 9})
+    lengths = {"tokens": 999, "completion": 9}
+    monkeypatch.setattr(budget, "read_lengths", lambda *_: (lengths, ""))
     with pytest.raises(HallulibError, match="999 tokens are more than the 512 positions"):
         check_fits(recipe, run, "sft")
     assert check_fits(recipe, run, "sft", force=True) is None

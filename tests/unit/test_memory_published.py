@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import prepare_model_for_kbit_training
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
 from hallulib.memory import StorageTracker, allocator, follow_model, train_once
-from hallulib.memory.skeleton import as_on_cuda, build_skeleton, make_fake_mode, swap_for_fake
+from hallulib.memory.skeleton import as_on_cuda, build_skeleton, swap_for_fake
 from hallulib.recipe import load_recipe
 from hallulib.training import make_optimizer
 
@@ -59,7 +60,7 @@ def trace_published_step(row):
             parameter.compress_statistics = False
     ids = torch.ones(int(row["batch_size"]), int(row["seq_len"]), dtype=torch.long)
     with StorageTracker(on_cuda=True) as tracker, as_on_cuda():
-        swap_for_fake(model, make_fake_mode(), tracker)
+        swap_for_fake(model, FakeTensorMode(allow_non_fake_inputs=True), tracker)
         if row["quantization"] == "nf4":
             upcast_as_they_did(model)
         follow_model(tracker, model)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_memory import make_config, recipe_of
 from tiny_model import write_base_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
@@ -19,8 +20,7 @@ from hallulib.memory import (
     load_model_config,
     predict_peak,
 )
-from hallulib.memory.passes import StepShape, trace_real, trace_strategy
-from hallulib.memory.peak import change_recipe
+from hallulib.memory.passes import StepShape, trace_pass
 from hallulib.models import attach_adapter, load_base_model
 from hallulib.recipe import load_recipe
 from hallulib.sft import TokenRow, make_task
@@ -40,21 +40,18 @@ def small_chunks(monkeypatch):
 
 
 def make_recipe(base, **changes):
-    model = {"name_or_path": str(base), "max_length": 256} | changes
-    batches = {"pairs.batch_size": 4, "pairs.samples_per_note": 2}
-    return load_recipe("tiny-cpu", {"model": model} | batches)
+    model = {"name_or_path": str(base), "max_length": 256, "device": "cpu"} | changes
+    return load_recipe("tiny-cpu", {"model": model, "pairs.samples_per_note": 2})
 
 
 def both_traces(base, plan, shape, **changes):
-    recipe, strategy = make_recipe(base, **changes), STRATEGIES[plan]
-    config = load_model_config(str(base))
-    fake = trace_strategy(config, recipe, strategy, shape, on_cuda=False)
-    return fake, trace_real(recipe, strategy, shape)
+    asked = make_recipe(base, **changes), STRATEGIES[plan], shape
+    return trace_pass(*asked, load_model_config(str(base))), trace_pass(*asked)
 
 
 def assert_equal_to_the_byte(fake, real):
-    assert fake.find_peak()[0] == real.find_peak()[0] > 1_000_000
-    assert fake.events.count(1) == 1 and sum(fake.sizes) > 2 * fake.find_peak()[0]
+    assert fake.find_peak() == real.find_peak() > 1_000_000
+    assert fake.events.count(1) == 1 and sum(fake.sizes) > 2 * fake.find_peak()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
@@ -94,11 +91,10 @@ def test_it_is_with_two_models_and_with_biases_and_a_sliding_window(tmp_path):
 
 
 def test_predict_peak_returns_that_peak_and_names_every_byte_of_it(base):
-    recipe, config = make_recipe(base), load_model_config(str(base))
-    asked = {"rows": 3, "tokens": 90, "completion": 30}
-    budget = predict_peak(config, recipe, "sft", **asked, device="cpu")
-    real = trace_real(recipe, STRATEGIES["sft"], StepShape(3, 90, 30))
-    assert budget.total == budget.allocated == budget.needed == real.find_peak()[0]
+    recipe = make_recipe(base)
+    budget = predict_peak(recipe, "sft", rows=3, tokens=90, completion=30)
+    real = trace_pass(recipe, STRATEGIES["sft"], StepShape(3, 90, 30))
+    assert budget.total == budget.allocated == budget.needed == real.find_peak()
     lora = sum(size for size, label in zip(real.sizes, real.labels, strict=True)
                if label == "lora_weights")  # fmt: skip
     assert budget.terms["lora_weights"] == lora > 0
@@ -118,59 +114,46 @@ def test_a_deep_model_is_predicted_from_shallow_ones_to_the_byte(plan, tmp_path)
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_real_training_takes_what_is_predicted(base, tmp_path, accumulation):
-    changes = {"sft.batch_size": 4, "sft.max_steps": 3, "sft.gradient_accumulation": accumulation}
-    recipe = change_recipe(make_recipe(base, gradient_checkpointing=True), changes)
+    sft = {"batch_size": 4, "max_steps": 3, "gradient_accumulation": accumulation}
+    recipe = make_recipe(base, gradient_checkpointing=True)
+    recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update=sft)})
     rows = [TokenRow([5] * 60, [6] * 36)] * 24
     model = attach_adapter(load_base_model(recipe), recipe)
     with StorageTracker(model.config.vocab_size) as tracker:
         follow_model(tracker, model)
         train(model, make_task(rows, rows[:1], 0), recipe.sft, Log(tmp_path), recipe.seed)
-    asked = {"tokens": 96, "completion": 36}
-    budget = predict_peak(load_model_config(str(base)), recipe, "sft", **asked, device="cpu")
+    budget = predict_peak(recipe, "sft", tokens=96, completion=36)
     # The loop holds a few numbers more: token ids of the batch, loss, gradient norm.
-    assert tracker.trace.find_peak()[0] == pytest.approx(budget.total, rel=0.005)
-
-
-SMALL = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "pad_token_id": 0,
-}  # fmt: skip
+    assert tracker.trace.find_peak() == pytest.approx(budget.total, rel=0.005)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "phi3", "qwen3", "mixtral", "gemma3_text", "starcoder2"])
 def test_decoders_of_every_family_are_traced(kind):
-    gpt2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300}
-    config = AutoConfig.for_model(kind, **gpt2 if kind == "gpt2" else SMALL)
-    recipe = load_recipe("tiny-cpu", {"model.dtype": "bfloat16"})
-    budget = predict_peak(config, recipe, "sft", tokens=64, rows=2)
+    gpt2 = AutoConfig.for_model("gpt2", n_embd=64, n_layer=2, n_head=4, vocab_size=300)
+    config = gpt2 if kind == "gpt2" else make_config(kind)
+    budget = predict_peak(recipe_of(config, {"model.dtype": "bfloat16"}), "sft", tokens=64, rows=2)
     assert budget.terms["activations"] > 0 and budget.reserved >= budget.allocated
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "t5"])
 def test_an_encoder_is_refused(kind):
     with pytest.raises(HallulibError, match="encoder"):
-        predict_peak(AutoConfig.for_model(kind), load_recipe("tiny-cpu"), "sft", tokens=64)
+        predict_peak(recipe_of(AutoConfig.for_model(kind)), "sft", tokens=64)
 
 
 def test_an_independent_witness_sees_the_same_allocations(base):
     """PyTorch's profiler watches the CPU allocator itself, scratch inside operators included."""
-    recipe, plan = make_recipe(base), STRATEGIES["cached_reference_pass2"]
-    shape = StepShape(8, 200, 100)
-    trace = trace_real(recipe, plan, shape)
-    names = ("base_weights", "quantisation_constants", "lora_weights")
-    weights = sum(size for size, label in zip(trace.sizes, trace.labels, strict=True)
-                  if label in names)  # fmt: skip
+    asked = make_recipe(base), STRATEGIES["cached_reference_pass2"], StepShape(8, 200, 100)
+    peak = trace_pass(*asked).find_peak()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as witness:
-        trace_real(recipe, plan, shape)
+        trace_pass(*asked)
     events = witness.profiler.kineto_results.events()
     totals, total = [0], 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
             total += event.nbytes()
             totals.append(total)
-    # The witness also sees the weights being loaded.
-    assert max(totals) == pytest.approx(trace.find_peak()[0], rel=0.03)
-    assert weights < max(totals)
+    assert max(totals) == pytest.approx(peak, rel=0.03)  # it also sees the weights being loaded
 
 
 def test_the_tracker_sees_views_once_and_forgets_what_is_gone():
@@ -179,21 +162,20 @@ def test_the_tracker_sees_views_once_and_forgets_what_is_gone():
         b = a[:10].view(2, 5) + 1
         del a
         c = torch.zeros(500)
-    assert tracker.trace.find_peak()[0] == 4000 + 40
-    assert [tracker.trace.sizes[i] for i in tracker.trace.list_alive(4)] == [40, 2000]
+    assert tracker.trace.find_peak() == 4000 + 40
+    assert {tracker.trace.sizes[i] for i in tracker.trace.list_alive(4)} == {40, 2000}
     assert b.shape and c.shape
 
 
 def test_int8_keeps_its_inputs_although_checkpointing_is_on(base):
     """bitsandbytes keeps them outside of what non-reentrant checkpointing can drop."""
-    settings = {"dtype": "bfloat16", "gradient_checkpointing": True}
+    settings = {"dtype": "bfloat16", "gradient_checkpointing": True, "device": "cuda"}
     kept = {}
     for quantization in ("nf4", "int8"):
         recipe = make_recipe(base, quantization=quantization, **settings)
-        config = load_model_config(str(base))
         plan, shape = STRATEGIES["cached_reference_pass2"], StepShape(4, 128, 64)
-        trace = trace_strategy(config, recipe, plan, shape, on_cuda=True)
-        start, end = next(part[1:] for part in trace.list_phases() if part[0] == "forward")
-        born = trace.list_born(start, end) & set(trace.list_alive(end))
+        trace = trace_pass(recipe, plan, shape, load_model_config(str(base)))
+        start, end = trace.list_phases()["forward"]
+        born = trace.list_born(start, end) & trace.list_alive(end)
         kept[quantization] = sum(trace.sizes[i] for i in born if trace.labels[i] != "logits")
     assert kept["int8"] > 2 * kept["nf4"]
