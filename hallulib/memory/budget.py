@@ -11,8 +11,8 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from hallulib.errors import HallulibError
-from hallulib.files import write_json_atomic
+from hallulib.errors import DataError, HallulibError
+from hallulib.files import display_path, write_json_atomic
 from hallulib.memory.passes import STRATEGIES, runs_on_cuda, trace_pass
 from hallulib.memory.peak import GIB, MemoryBudget, make_shape, predict_peak
 from hallulib.recipe import Recipe, load_recipe
@@ -64,14 +64,18 @@ def predict_large(
 
 def read_lengths(recipe: Recipe, audit: Path | None) -> tuple[dict[str, int], str]:
     """Return `tokens` of the longest row and `completion` of the longest reference in an audit, cut
-    at max_length, and where they come from: where it does not say, max_length and half of it."""
+    at max_length, and where they come from; without an audit, max_length and half of it. Raises
+    DataError for an audit that does not say."""
     limit = recipe.model.max_length
-    found = json.loads(audit.read_text("utf-8")) if audit else {}
-    train = found.get("splits", {}).get("train", {})
-    if "total_tokens" not in train:
+    if audit is None:
         return {"tokens": limit, "completion": limit // 2}, "model.max_length"
-    tokens = min(train["total_tokens"]["max"], limit)
-    completion = min(train["reference_tokens"]["max"], tokens)
+    try:
+        train = json.loads(audit.read_text("utf-8"))["splits"]["train"]
+        tokens = min(int(train["total_tokens"]["max"]), limit)
+        completion = min(int(train["reference_tokens"]["max"]), tokens)
+    except (OSError, ValueError, KeyError, TypeError):
+        what = f"{display_path(audit)} holds no token counts."
+        raise DataError(what, "Run notebook 01_data_prep, which writes data/audit.json.") from None
     return {"tokens": tokens, "completion": completion}, "longest training rows in data/audit.json"
 
 

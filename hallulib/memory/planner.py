@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from hallulib.errors import DataError, RecipeError
-from hallulib.files import display_path, resolve_path
+from hallulib.errors import RecipeError
+from hallulib.files import resolve_path
 from hallulib.memory.budget import read_lengths
 from hallulib.memory.peak import GIB, MemoryBudget, predict_peak
 from hallulib.recipe import Recipe, load_recipe, name_nearest
@@ -30,7 +29,10 @@ def plan_training(model: str, gpu: str, data: str, recipe_name: str) -> tuple[st
     audit.json, "" rows as long as the recipe allows."""
     recipe = load_recipe(recipe_name, {"model.name_or_path": model} if model else None)
     card, memory_gb = find_card(gpu)
-    lengths, source = read_lengths(recipe, find_audit(data) if data else None)
+    audit = resolve_path(data) if data else None
+    if audit and audit.is_dir():
+        audit = audit / "data/audit.json"
+    lengths, source = read_lengths(recipe, audit)
     changes, passes = find_setting(recipe, memory_gb, lengths)
     lines = [
         f"{recipe.model.name_or_path}, rows of {lengths['tokens']} tokens ({source})",
@@ -60,18 +62,6 @@ def find_card(text: str) -> tuple[str, float]:
     )
 
 
-def find_audit(data: str) -> Path:
-    """Return the audit.json of a run folder, or itself. DataError if it holds no token counts."""
-    path = resolve_path(data)
-    path = path / "data/audit.json" if path.is_dir() else path
-    if not path.is_file() or '"total_tokens"' not in path.read_text("utf-8"):
-        raise DataError(
-            f"{display_path(path)} holds no token counts.",
-            "Give a run folder in which notebook 01_data_prep has run, or its data/audit.json.",
-        )
-    return path
-
-
 def find_setting(
     recipe: Recipe, memory_gb: float, lengths: dict[str, int]
 ) -> tuple[dict[str, Any], list[MemoryBudget]]:
@@ -98,17 +88,18 @@ def list_changes(recipe: Recipe, tokens: int) -> list[dict[str, Any]]:
     """Return settings to try, the fastest first: unpacked weights before packed ones, activations
     kept before recomputed, large micro-batches before small. The rows and pairs of an optimiser
     step stay the recipe's."""
-    sections = {"sft": recipe.sft, "dpo": recipe.dpo}
-    steps = {name: s.batch_size * s.gradient_accumulation for name, s in sections.items()}
+    steps = {"sft": recipe.sft, "dpo": recipe.dpo}
+    steps = {name: s.batch_size * s.gradient_accumulation for name, s in steps.items()}
     sizes = [size for size in (8, 4, 2, 1) if all(step % size == 0 for step in steps.values())]
-    always = {"model.device": "cuda", "model.dtype": "bfloat16", "model.max_length": tokens}
     found = []
     for quantization, checkpointing, size in product(("none", "nf4"), (False, True), sizes):
-        changes = {"model.quantization": quantization, "reference.batch_size": size} | always
-        changes["model.gradient_checkpointing"] = checkpointing
+        changes = {
+            "model.quantization": quantization, "model.gradient_checkpointing": checkpointing,
+            "model.device": "cuda", "model.dtype": "bfloat16", "model.max_length": tokens,
+            "reference.batch_size": size,
+        }  # fmt: skip
         for name, step in steps.items():
-            changes[f"{name}.batch_size"] = size
-            changes[f"{name}.gradient_accumulation"] = step // size
+            changes |= {f"{name}.batch_size": size, f"{name}.gradient_accumulation": step // size}
         found.append(changes)
     return found
 

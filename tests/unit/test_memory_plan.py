@@ -51,7 +51,12 @@ def test_the_fastest_setting_that_fits_is_taken(monkeypatch):
 def make_budget(name, gib):
     terms = {"base_weights": int(gib * 2**30), "cuda_context": 0}
     size = terms["base_weights"]
-    return planner.MemoryBudget(name, 1, 64, "backward", terms, size, size, size)
+    return planner.MemoryBudget(name, name, 1, 64, "backward", terms, size, size, size)
+
+
+def test_without_data_rows_are_as_long_as_the_recipe_allows():
+    lengths, source = budget.read_lengths(make_recipe(), None)
+    assert lengths == {"tokens": 160, "completion": 80} and source == "model.max_length"
 
 
 def run_command(arguments):
@@ -79,7 +84,7 @@ def test_the_command_prints_a_plan_and_writes_a_recipe_that_loads(tmp_path, caps
 def test_data_without_token_counts_is_refused(tmp_path, text):
     (tmp_path / "audit.json").write_text(text)
     with pytest.raises(DataError, match="holds no token counts"):
-        planner.find_audit(str(tmp_path / "audit.json"))
+        budget.read_lengths(make_recipe(), tmp_path / "audit.json")
 
 
 def test_the_command_line_asks_before_a_stage_starts(tmp_path, monkeypatch, capsys):
@@ -88,7 +93,7 @@ def test_the_command_line_asks_before_a_stage_starts(tmp_path, monkeypatch, caps
     monkeypatch.setattr(budget, "read_free_bytes", lambda recipe: 1000)
     settings = {"model.name_or_path": recipe.model.name_or_path, "model.max_length": 160}
     sets = [f"--set={key}={value}" for key, value in settings.items()]
-    assert run_command(["run-stage", "sft", "--run-dir", str(tmp_path / "run"), *sets]) == 1
+    assert run_command(["run-stage", "sft", "--run-dir", str(tmp_path / "run"), *sets]) == 2
     assert "--force starts anyway" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert "sft" not in manifest["stages"]
