@@ -88,7 +88,7 @@ def plan(
     out: Annotated[str, typer.Option(help="Where to write the recipe that fits.")] = "",
 ) -> None:
     """Print what fits on a card and what it needs; write it as a recipe."""
-    from hallulib.memory.planner import plan_training
+    from hallulib.memory.budget import plan_training
 
     text, planned = plan_training(model, gpu, data, recipe)
     print(text)
