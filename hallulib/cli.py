@@ -87,8 +87,8 @@ def plan(
     recipe: Name = "llama3-8b-12gb",
     out: Annotated[str, typer.Option(help="Where to write the recipe that fits.")] = "",
 ) -> None:
-    """Print what fits on a card, what it needs and how long it takes; write it as a recipe."""
-    from hallulib.memory.planner import plan_training
+    """Print what fits on a card and what it needs; write it as a recipe."""
+    from hallulib.memory.budget import plan_training
 
     text, planned = plan_training(model, gpu, data, recipe)
     print(text)

@@ -1,4 +1,4 @@
-"""Sliders over predictions: live bytes are computed while they move, a replay when asked for."""
+"""Sliders over predictions: live bytes are computed while they move."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from hallulib import plots
 from hallulib.memory.budget import COMPARED, predict_large
 from hallulib.memory.passes import STRATEGIES
-from hallulib.memory.peak import GIB, MemoryBudget
+from hallulib.memory.peak import MemoryBudget
 from hallulib.memory.skeleton import SHIPPED
 
 PRECISIONS = (("bf16", "none"), ("int8", "int8"), ("NF4", "nf4"))
@@ -21,8 +21,8 @@ ONE_MODEL = {STRATEGIES[n].title: n for n in COMPARED if n not in TWO_MODELS.val
 
 
 class Explorer(widgets.HBox):
-    """Controls beside the figure that they redraw; a button replays what is shown in an allocator.
-    Without a browser the controls stand still: show a figure beside them."""
+    """Controls beside the figure that they redraw. Without a browser they stand still: show a
+    figure beside them."""
 
     def __init__(self, model: str, tokens: int, card_gb: float) -> None:
         slider, names = widgets.SelectionSlider, [TWO, *ONE_MODEL]
@@ -41,40 +41,20 @@ class Explorer(widgets.HBox):
             control.layout.width = "22em"
             control.observe(self.draw, names="value")
         self.asked["quantization"].style.button_width = "5.5em"
-        self.button = widgets.Button(description="Does it fit? Replay")
-        self.button.on_click(self.replay)
-        self.bar, self.answer = widgets.IntProgress(), widgets.HTML()
-        left = [*controls.values(), self.button, self.bar, self.answer]
+        left = widgets.VBox(list(controls.values()), layout={"flex": "0 0 23em"})
         self.picture = widgets.Image(format="png", layout={"max_width": "1000px", "min_width": "0"})
-        super().__init__([widgets.VBox(left, layout={"flex": "0 0 23em"}), self.picture])
+        super().__init__([left, self.picture])
         self.draw()
 
     def draw(self, _: Any = None) -> None:
-        """Redraw the live bytes; what a replay said before no longer holds."""
-        self.answer.value = ""
-        self._predict(replay=False)
-
-    def replay(self, _: Any = None) -> None:
-        """Replay what is shown, some seconds each, and say what fits."""
-        said = {True: "fits", False: "does not fit"}
-        self.answer.value = "<br>".join(
-            f"{b.title}: {said[b.fits(self.card.value)]}, {b.reserved / GIB:.1f} GiB reserved"
-            for b in self._predict(replay=True)
-        )
-
-    def _predict(self, replay: bool) -> list[MemoryBudget]:
-        """Predict what the controls say, with progress, and show it."""
+        """Predict the live bytes of what the controls say, and show them."""
         asked = {name: control.value for name, control in self.asked.items()}
         named = ONE_MODEL | {TWO: TWO_MODELS[asked["quantization"]]}
-        found, self.bar.max, self.bar.value = [], len(self.strategies.value), 0
-        for title in self.strategies.value:
-            found.append(predict_large(strategy=named[title], replay=replay, **asked))
-            self.bar.value += 1
+        found = [predict_large(strategy=named[t], **asked) for t in self.strategies.value]
         png = BytesIO()
         if found:
             plot_bars(asked["model"], found, self.card.value).savefig(png, format="png")
         self.picture.value = png.getvalue()
-        return found
 
 
 def plot_bars(model: str, budgets: list[MemoryBudget], card_gb: float) -> Figure:

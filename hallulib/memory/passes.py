@@ -35,9 +35,9 @@ INT8_LOG = logging.getLogger("bitsandbytes.autograd._functions")  # a warning a 
 
 
 class Strategy(NamedTuple):
-    """What a pass runs and keeps. `runs` is the recipe's section for it; `reference`: a second model
-    on the card or in host memory, a second adapter on the same model, or log-probabilities stored
-    before; `quantization` None takes the recipe's."""
+    """What a pass runs and keeps. `runs` is the recipe's section for it; `reference` a second model
+    on the card or in host memory, a second adapter on the same model, or stored log-probs;
+    `quantization` None takes the recipe's."""
 
     title: str
     runs: Literal["sft", "dpo", "reference", "pairs"]

@@ -39,6 +39,7 @@ class MemoryBudget:
     """
 
     strategy: str
+    title: str
     rows: int
     tokens: int
     phase: str
@@ -46,11 +47,6 @@ class MemoryBudget:
     allocated: int
     reserved: int | None
     needed: int | None
-
-    @property
-    def title(self) -> str:
-        """The strategy in words."""
-        return STRATEGIES[self.strategy].title
 
     @property
     def total(self) -> int:
@@ -96,7 +92,7 @@ def predict_peak(
     sizes = sizes or ((live, None, None) if on_cuda else (live, live, live))
     terms["allocator_slack"] = (sizes[1] or live) - live
     terms["cuda_context"] = CUDA_CONTEXT_BYTES if on_cuda else 0
-    return MemoryBudget(strategy, shape.rows, shape.tokens, phase, terms, *sizes)
+    return MemoryBudget(strategy, plan.title, shape.rows, shape.tokens, phase, terms, *sizes)
 
 
 def make_shape(
@@ -128,19 +124,19 @@ def _trace_peak(
     config = load_model_config(recipe.model.name_or_path, recipe.model.revision)
     trace = partial(trace_pass, recipe, plan, shape)
     try:
-        depth = config.get_text_config().num_hidden_layers
+        depth, peaks = config.get_text_config().num_hidden_layers, None
         if not replay and depth > SHALLOW[-1] and has_equal_layers(config):
             shallow = [list_peaks(trace(cut_layers(config, n)), n) for n in SHALLOW]
             peaks = extend_peaks(shallow, depth)
-            if peaks is not None:
-                return *_pick_largest(peaks), None
+        if peaks is not None:
+            return *_pick_largest(peaks), None
         whole = trace(config)
     except HallulibError:
         raise
     except Exception as error:  # whatever a foreign architecture raises on tensors without values
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise HallulibError(
-            f"A '{config.model_type}' model cannot be traced: it does not run on tensors without "
-            f"values ({type(error).__name__}: {str(error).splitlines()[0][:120]}).",
+            f"A '{config.model_type}' model cannot be traced on tensors without values ({reason}).",
             "Its memory cannot be predicted; start the stage with --force and watch the card.",
         ) from error
     accumulates = plan.trains and getattr(recipe, plan.runs).gradient_accumulation > 1

@@ -1,4 +1,4 @@
-"""A model from its configuration alone: counted, and built around storages without bytes.
+"""The project's model from a configuration alone, built around storages without bytes.
 
 The skeleton is built on PyTorch's meta device by transformers, bitsandbytes and peft themselves;
 then each tensor is swapped for a fake one that says it is on the CPU. (Fake "meta" tensors would
@@ -22,7 +22,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 
 from hallulib.errors import HallulibError
@@ -51,23 +50,6 @@ def load_model_config(name_or_path: str, revision: str = "main") -> PretrainedCo
             f"No configuration of '{name_or_path}' was found ({str(error).splitlines()[0]}).",
             f"Give a folder with one, a hub id (network!), or one of {', '.join(SHIPPED)}.",
         ) from None
-
-
-def count_parameters(config: PretrainedConfig, recipe: Recipe) -> dict[str, int]:
-    """Count a model of this shape: `base`, the part of it that quantisation packs (`packed`), the
-    recipe's adapter (`lora`), `total` as peft prints it for an unquantised model, and
-    `packed_total`, what summing `numel` prints for NF4: two packed weights count as one."""
-    model = build_skeleton(config, recipe)
-    head = model.get_base_model().get_output_embeddings()
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    lora, total = sum(sizes[name] for name in sizes if "lora_" in name), sum(sizes.values())
-    packed = sum(
-        layer.weight.numel()
-        for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head and "lora_" not in name
-    )
-    counts = {"base": total - lora, "packed": packed, "lora": lora, "total": total}
-    return counts | {"packed_total": total - packed // 2}
 
 
 def has_equal_layers(config: PretrainedConfig) -> bool:

@@ -1,15 +1,14 @@
 """Follows every tensor storage that lives while real code runs, on real or on fake tensors.
 
 A fake tensor has a shape, a type and a storage of so many bytes, and no numbers. PyTorch's own code
-(autograd, checkpointing, optimisers) runs on it as on a real one, only faster, so what is alive
-when is known without the memory being there.
+runs on it as on a real one, so what is alive when is known without the memory being there.
 """
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -156,8 +155,8 @@ def _softmax_backward(grad, *others) -> int:
     return grad.numel() * grad.element_size()
 
 
-SCRATCH: dict[str, Callable[..., int]] = {"bitsandbytes::gemm_4bit": _gemm_4bit}
-CUDA_SCRATCH: dict[str, Callable[..., int]] = {
+SCRATCH = {"bitsandbytes::gemm_4bit": _gemm_4bit}
+CUDA_SCRATCH = {
     "aten::_softmax_backward_data": _softmax_backward,
     "bitsandbytes::int8_scaled_mm": _int8_scaled_mm,
 }
@@ -173,9 +172,8 @@ def follow_model(tracker: StorageTracker, model: torch.nn.Module) -> None:
             constants += [getattr(state, part, None) for part in ("absmax", "code", "offset")]
         constants.append(getattr(parameter, "SCB", None))  # int8
     for module in model.modules():
-        constants.append(
-            getattr(getattr(module, "state", None), "SCB", None)
-        )  # after its first use
+        state = getattr(module, "state", None)  # int8, after its first use
+        constants.append(getattr(state, "SCB", None))
     for buffer in model.buffers():
         tracker.follow(buffer, "base_weights")
     for constant in constants:

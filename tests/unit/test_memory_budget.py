@@ -1,20 +1,19 @@
-"""The memory budget: exact counts, predictions, and the stage that writes them down."""
+"""The memory budget: predictions, and the stage that writes them down."""
 
 import json
+import time
 
 import huggingface_hub
 import pandas as pd
 import pytest
-from peft import LoraConfig, get_peft_model
 from tiny_memory import make_config, recipe_of
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from hallulib.errors import HallulibError, MissingArtifact
 from hallulib.memory import (
     LARGE,
     STRATEGIES,
     Explorer,
-    count_parameters,
     load_model_config,
     peak,
     predict_budget,
@@ -32,45 +31,6 @@ pytestmark = pytest.mark.unit
 
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
-QV = ["q_proj", "v_proj"]
-QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-
-def count(config, r, targets):
-    lora = {"lora": {"r": r, "target_modules": targets}}
-    return count_parameters(config, load_recipe("tiny-cpu", lora))
-
-
-def test_the_first_published_count_is_a_llama_3_8b_with_rank_16_on_q_and_v():
-    counts = count(load_model_config(LARGE), 16, QV)
-    assert (counts["total"], counts["lora"]) == (8_037_076_992, 6_815_744)
-
-
-def test_the_published_4_bit_count_is_the_same_shape_counted_through_packed_storage():
-    counts = count(load_model_config(LARGE), 16, QKVO)
-    assert (counts["packed_total"], counts["lora"]) == (4_554_231_808, 13_631_488)
-    assert f"{counts['lora'] / counts['packed_total']:.2%}" == "0.30%"  # as the reports print it
-    assert f"{counts['lora'] / counts['total']:.2%}" == "0.17%"
-
-
-def test_mistral_7b_gives_other_totals_so_the_reports_did_not_train_one():
-    config = load_model_config(MISTRAL)
-    assert count(config, 16, QV)["total"] == 7_254_839_296
-    config.vocab_size = 32_000  # v0.1
-    assert count(config, 16, QV)["total"] == 7_248_547_840
-    assert count(config, 16, QKVO)["packed_total"] == 3_765_702_656
-
-
-def test_tied_embeddings_are_counted_once():
-    assert count(load_model_config(QWEN), 8, "all-linear")["base"] == 494_032_768
-
-
-@pytest.mark.parametrize("targets", ["all-linear", QV, ["mlp.up_proj"], r".*layers\.0\..*_proj"])
-def test_the_adapter_has_the_size_that_peft_gives_it(targets):
-    lora = LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_config(make_config()), lora)
-    counts = count(make_config(), 3, targets)
-    assert (counts["lora"], counts["total"]) == model.get_nb_trainable_parameters()
 
 
 def test_nf4_weights_and_constants_have_the_published_size():
@@ -197,10 +157,10 @@ def test_bad_input_is_named():
     with pytest.raises(HallulibError, match="makes no decoder"):
         predict_peak(recipe_of(AutoConfig.for_model("vit")), "sft")
     with pytest.raises(HallulibError, match="no_such_layer"):
-        count(load_model_config(LARGE), 8, ["no_such_layer"])
+        predict_peak(recipe_of(make_config(), {"lora.target_modules": ["no_such_layer"]}), "sft")
 
 
-def test_the_explorer_computes_what_the_controls_say_and_replays_when_asked():
+def test_the_explorer_shows_what_the_controls_say():
     view = Explorer(QWEN, 512, card_gb=12)
     view.strategies.value = [TWO, "cached reference, pass 2: training"]
     pictures = [bytes(view.picture.value)]
@@ -208,12 +168,13 @@ def test_the_explorer_computes_what_the_controls_say_and_replays_when_asked():
         view.asked[name].value = value
         pictures.append(bytes(view.picture.value))
     assert len(set(pictures)) == 4 and all(p.startswith(b"\x89PNG") for p in pictures)
-    assert view.answer.value == ""
-    view.strategies.value = ["cached reference, pass 1: reference"]
-    view.button.click()
-    assert "pass 1: reference: fits" in view.answer.value
-    view.card.value = 8
-    assert view.answer.value == ""  # it was said of another card
+
+
+def test_the_sliders_answer_for_an_8b_within_two_seconds():
+    predict_large(LARGE, "sft", 256)  # what a process does once
+    began = time.process_time()
+    predict_large(LARGE, "cached_reference_pass2", 777)
+    assert time.process_time() - began < 2
 
 
 def test_an_unknown_model_is_named_without_touching_the_network(monkeypatch):
@@ -223,14 +184,14 @@ def test_an_unknown_model_is_named_without_touching_the_network(monkeypatch):
     assert {LARGE, MISTRAL, QWEN} < set(SHIPPED)  # needs none
 
 
-def make_run(tmp_path, audit):
+def make_run(tmp_path):
     """A run whose data stage is recorded, for a model given as a folder with a config alone."""
     recipe = recipe_of(make_config(), device="cpu")
     run = Run.open(tmp_path / "run", recipe)
     run.path("data").mkdir()
     for name in ("train", "validation", "test"):
         run.path(f"data/{name}.parquet").write_text(name)
-    run.path("data/audit.json").write_text(json.dumps(audit))
+    run.path("data/audit.json").write_text(json.dumps(AUDIT))
     run.record("data", recipe, {}, {})
     return recipe, run
 
@@ -239,7 +200,7 @@ AUDIT = {"splits": {"train": {"total_tokens": {"max": 333}, "reference_tokens": 
 
 
 def test_the_stage_writes_predictions_for_the_longest_row_and_for_the_large_models(tmp_path):
-    recipe, run = make_run(tmp_path, AUDIT)
+    recipe, run = make_run(tmp_path)
     result = predict_budget(recipe, run)
     own, large = ({b.strategy: b for b in result[name]} for name in ("own", "large"))
     assert own.keys() == STRATEGIES.keys()
@@ -248,12 +209,6 @@ def test_the_stage_writes_predictions_for_the_longest_row_and_for_the_large_mode
     assert own["sft"].terms["cuda_context"] == 0  # the recipe runs on the CPU
     assert load_budget(run) == result
     assert not large["dual_model"].fits(24) and large["dual_model"].total > 30 * GIB
-
-
-def test_without_token_counts_the_recipes_max_length_is_used(tmp_path):
-    recipe, run = make_run(tmp_path, {})
-    sft = predict_peak(recipe, "sft", tokens=512, completion=256)
-    assert sft in predict_budget(recipe, run)["own"]
 
 
 def test_the_budget_of_a_run_without_data_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Small shapes whose memory is predicted: a configuration in a folder, and a recipe that names it."""
+"""Small shapes whose memory is predicted: a configuration alone, and a recipe that names it."""
 
 import tempfile
 from pathlib import Path
