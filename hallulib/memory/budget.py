@@ -1,4 +1,4 @@
-"""What a run needs: predicted, checked before a stage, planned for a card, held against measures."""
+"""What a run needs: predicted, checked, planned for a card, and held against what was measured."""
 
 from __future__ import annotations
 
