@@ -110,7 +110,7 @@ def test_overrides_that_arrive_as_text_are_refused_with_the_way_to_pass_them():
         ("model.revision", "1234567"),
         ("data.prompt_template", "{context} TL;DR"),
         ("data.prompt_template", "[INST] {context} [/INST]"),
-        ("data.prompt_template", "{context: a"),
+        ("data.path", "[a].csv"),
     ],
 )
 def test_text_for_a_field_of_text_is_taken_as_it_is(key, text):

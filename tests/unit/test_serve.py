@@ -53,7 +53,7 @@ sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
 serve.start_server = lambda *args: subprocess.Popen(sleep)
 recipe = load_recipe("tiny-cpu")
 run = Run.open(Path({str(tmp_path)!r}), recipe)
-run.require = lambda artifact: None
+Run.require = lambda self, artifact: None
 serve.serve_assessment(run, recipe, {{}}, 8866)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
