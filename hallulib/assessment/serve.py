@@ -37,9 +37,10 @@ def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], por
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the server too
     with TemporaryDirectory(prefix="assessment-") as name:
         server = start_server(Path(name), values, token, port)
-        print(f"Assessment of {recipe.assessment.assessor}: http://127.0.0.1:{port}/?token={token}")
-        print("Open it in a browser; Ctrl-C here ends it. Grades are saved at once.", flush=True)
-        try:
+        try:  # from here on the server ends with this process, whenever a signal comes
+            address = f"http://127.0.0.1:{port}/?token={token}"
+            print(f"Assessment of {recipe.assessment.assessor}: {address}")
+            print("Open it in a browser; Ctrl-C here ends it. Grades are saved at once.", flush=True)
             server.wait()
         finally:
             server.terminate()
