@@ -11,7 +11,6 @@ gpu_12gb.csv, with the card and the versions beside it. Needs CUDA and bitsandby
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -61,7 +61,8 @@ def build_model(shape: str, device: str) -> PreTrainedModel:
         for name, layer in list(parent.named_children()):
             if not isinstance(layer, torch.nn.Linear) or layer is head:
                 continue
-            weight = torch.randn(layer.out_features, layer.in_features, dtype=torch.bfloat16) / 64
+            size = (layer.out_features, layer.in_features)
+            weight = torch.randn(size, dtype=torch.bfloat16, device=device) / 64
             quantised = bnb.nn.Linear4bit(
                 layer.in_features, layer.out_features, bias=False, quant_type="nf4",
                 compute_dtype=torch.bfloat16, compress_statistics=True,
@@ -105,6 +106,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
         enable_prefix_sharing(policy.get_base_model())
     pairs = make_pairs(STEPS, case["length"], SHAPES[case["shape"]].vocab_size)
     if device == "cuda":
+        torch.cuda.empty_cache()  # what making the weights left behind
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     optimizer = torch.optim.AdamW(lora_parameters(policy).values(), lr=1e-5)
@@ -193,11 +195,7 @@ def main() -> None:
     for case in list_cases(shapes, args.cap_gib):
         rows.append(start_case(case))
         print(rows[-1], flush=True)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with args.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+        pd.DataFrame(rows).to_csv(args.out, index=False)  # what is measured is kept
 
 
 if __name__ == "__main__":
