@@ -65,7 +65,7 @@ def build_model(shape: str, device: str) -> PreTrainedModel:
             weight = torch.randn(size, dtype=torch.bfloat16, device=device) / 64
             quantised = bnb.nn.Linear4bit(
                 layer.in_features, layer.out_features, bias=False, quant_type="nf4",
-                compute_dtype=torch.bfloat16, compress_statistics=True,
+                compute_dtype=torch.bfloat16, compress_statistics=True, device="meta",
             )  # fmt: skip
             quantised.weight = bnb.nn.Params4bit(
                 weight, requires_grad=False, quant_type="nf4", compress_statistics=True
