@@ -40,7 +40,7 @@ def serve_assessment(run: Run, recipe: Recipe, overrides: Mapping[str, Any], por
         try:  # from here on the server ends with this process, whenever a signal comes
             address = f"http://127.0.0.1:{port}/?token={token}"
             print(f"Assessment of {recipe.assessment.assessor}: {address}")
-            print("Open it in a browser; Ctrl-C here ends it. Grades are saved at once.", flush=True)
+            print("Open it in a browser; Ctrl-C here ends it. All grades are saved.", flush=True)
             server.wait()
         finally:
             server.terminate()
